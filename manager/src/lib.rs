@@ -1,1 +1,4 @@
-//! shoal-manager
+//! What a manager does: Raft, the replicated store, control loops, dispatcher, certificate authority.
+#![forbid(unsafe_code)]
+
+pub mod consensus;
