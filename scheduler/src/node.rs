@@ -1,0 +1,75 @@
+//! One node as the scheduler sees it.
+
+use shoal_model::spec::Protocol;
+use shoal_model::{Node, NodeId, Resources, ServiceId, TaskId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A node and what is in use on it.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeEntry {
+    pub(crate) id: NodeId,
+    /// `None`: only known from tasks that name it. It takes nothing.
+    pub(crate) node: Option<Box<Node>>,
+    /// Sum of the reservations of its tasks.
+    pub(crate) reserved: Resources,
+    /// Tasks that occupy it.
+    pub(crate) tasks: u32,
+    /// Tasks per service that shall run here.
+    pub(crate) by_service: BTreeMap<ServiceId, u32>,
+    /// Host ports with their holders.
+    pub(crate) ports: BTreeMap<(Protocol, u16), Vec<(TaskId, Arc<str>)>>,
+}
+
+impl NodeEntry {
+    pub(crate) fn new(id: NodeId) -> Self {
+        Self {
+            id,
+            node: None,
+            reserved: Resources::default(),
+            tasks: 0,
+            by_service: BTreeMap::new(),
+            ports: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn takes_tasks(&self) -> bool {
+        self.node.as_ref().is_some_and(|node| node.takes_tasks())
+    }
+
+    pub(crate) fn name(&self) -> String {
+        match &self.node {
+            Some(node) => node.display_name(),
+            None => self.id.to_string(),
+        }
+    }
+
+    pub(crate) fn service_tasks(&self, service_id: ServiceId) -> u32 {
+        self.by_service.get(&service_id).copied().unwrap_or(0)
+    }
+
+    /// What the machine has; nothing before its first session.
+    pub(crate) fn capacity(&self) -> Resources {
+        self.node
+            .as_ref()
+            .and_then(|node| node.description.as_ref())
+            .map(|description| description.resources)
+            .unwrap_or_default()
+    }
+
+    /// What is not reserved; negative when the machine shrank.
+    pub(crate) fn free(&self) -> Resources {
+        let capacity = self.capacity();
+        Resources {
+            nano_cpus: capacity.nano_cpus.saturating_sub(self.reserved.nano_cpus),
+            memory_bytes: capacity
+                .memory_bytes
+                .saturating_sub(self.reserved.memory_bytes),
+        }
+    }
+
+    /// Nothing refers to this entry any more.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.node.is_none() && self.tasks == 0 && self.by_service.is_empty()
+    }
+}

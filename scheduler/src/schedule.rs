@@ -1,0 +1,232 @@
+//! The stages of placement, in order: sort, group, then for each group pin or spread.
+
+use crate::cluster::Cluster;
+use crate::eligibility::NodeBits;
+use crate::filter::Filters;
+use crate::node::NodeEntry;
+use crate::request::{Plan, TaskRequest};
+use crate::spread::{Rank, Ranking};
+use shoal_model::control::NodeRefusal;
+use shoal_model::task::Refusal;
+use shoal_model::{NodeId, Timestamp};
+use std::collections::BTreeSet;
+
+/// Nodes that the short walk looks at per task before the group is ranked as a whole.
+const WALK_NODES_MAX: usize = 64;
+
+/// A group is ranked as a whole when it has more than one task per so many nodes.
+const NODES_PER_WALKED_TASK: usize = 16;
+
+/// Finds a node for every request that has none in `cluster` yet, and writes the placements into `cluster`.
+///
+/// The result does not depend on the order of `requests`. A request that is placed already is passed over.
+pub fn schedule(cluster: &mut Cluster, requests: &[TaskRequest], now: Timestamp) -> Plan {
+    let mut waiting: Vec<&TaskRequest> = requests
+        .iter()
+        .filter(|request| !cluster.is_placed(request.task_id))
+        .collect();
+    waiting.sort_unstable_by(|a, b| a.serving_order(b));
+    waiting.dedup_by_key(|request| request.task_id);
+    let mut plan = Plan::default();
+    for group in waiting.chunk_by(|a, b| a.same_group(b)) {
+        place_group(cluster, group, now, &mut plan);
+    }
+    plan
+}
+
+/// Whether `node` could take the request now.
+///
+/// # Errors
+/// The first refusal; an unknown node refuses as not ready.
+pub fn fits(cluster: &Cluster, node_id: NodeId, request: &TaskRequest) -> Result<(), Refusal> {
+    let unknown = NodeEntry::new(node_id);
+    let node = cluster
+        .node_by_id(node_id)
+        .map_or(&unknown, |(_, node)| node);
+    let refusals = Filters::new(cluster, request).refusals_of(node);
+    refusals.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Whether the platform and the labels of `node` allow the request, whatever its load and state.
+pub fn eligible(cluster: &Cluster, node_id: NodeId, request: &TaskRequest) -> bool {
+    cluster
+        .node_by_id(node_id)
+        .is_some_and(|(_, node)| Filters::new(cluster, request).eligible(node))
+}
+
+/// Every node of the cluster with everything that keeps it from taking the request; a node that could take it has no
+/// refusals.
+pub fn explain(cluster: &Cluster, request: &TaskRequest) -> Vec<NodeRefusal> {
+    let filters = Filters::new(cluster, request);
+    cluster
+        .known_nodes()
+        .filter(|node| request.node_id.is_none_or(|wanted| wanted == node.id))
+        .map(|node| NodeRefusal {
+            node_id: node.id,
+            node_name: node.name(),
+            refusals: filters.refusals_of(node),
+        })
+        .collect()
+}
+
+fn place_group(cluster: &mut Cluster, group: &[&TaskRequest], now: Timestamp, plan: &mut Plan) {
+    let mut free: Vec<&TaskRequest> = Vec::with_capacity(group.len());
+    for request in group {
+        let home = cluster.homes_of(request).next().map(|(_, node_id)| node_id);
+        match request.node_id.or(home) {
+            Some(node_id) => place_pinned(cluster, request, node_id, plan),
+            None => free.push(request),
+        }
+    }
+    let Some(&first) = free.first() else {
+        return;
+    };
+    let data = cluster.unclaimed_nodes(first);
+    let scope = Scope {
+        eligible: cluster.eligible(&first.spec.placement),
+        failing: cluster.failing_nodes(first.service_id, now),
+        prefers_data: !data.is_empty(),
+        data,
+    };
+    let walked = walk(cluster, &free, &scope, plan);
+    let placed = walked + rank(cluster, &free[walked..], scope, plan);
+    if placed < free.len() {
+        let refusals = Filters::new(cluster, first).aggregate(cluster.known_nodes());
+        for request in &free[placed..] {
+            plan.unplaced.push((request.task_id, refusals.clone()));
+        }
+    }
+}
+
+/// A task that may run on one node only: its orchestrator says so, or its data is there.
+fn place_pinned(cluster: &mut Cluster, request: &TaskRequest, node_id: NodeId, plan: &mut Plan) {
+    let filters = Filters::new(cluster, request);
+    match cluster.node_by_id(node_id) {
+        Some((index, node)) if filters.admits(node) => {
+            cluster.place(request, index);
+            plan.placements.push((request.task_id, node_id));
+        }
+        Some((_, node)) if request.node_id.is_some() => {
+            plan.unplaced
+                .push((request.task_id, filters.refusals_of(node)));
+        }
+        found => {
+            let mut refusals = filters.aggregate(cluster.known_nodes());
+            // The node that has the data is what the user must look at: its refusals come first.
+            if let Some((_, node)) = found {
+                let own = filters.refusals_of(node);
+                refusals.retain(|refusal| refusal.filter == "volume");
+                refusals.splice(0..0, own);
+            }
+            plan.unplaced.push((request.task_id, refusals));
+        }
+    }
+}
+
+/// What is the same for every task of a group.
+struct Scope {
+    eligible: NodeBits,
+    failing: BTreeSet<NodeId>,
+    /// Nodes with a volume of the wanted name that no slot has claimed.
+    data: BTreeSet<NodeId>,
+    /// There were such nodes at the start.
+    prefers_data: bool,
+}
+
+/// Places tasks of a small group without a look at every node. Returns how many it placed.
+///
+/// The least loaded node without a task of the service is the best by [`Rank`], and in a large cluster it is among
+/// the first of the nodes in order of load. Where it is not, ranking takes over.
+fn walk(cluster: &mut Cluster, group: &[&TaskRequest], scope: &Scope, plan: &mut Plan) -> usize {
+    let Some(first) = group.first() else {
+        return 0;
+    };
+    let small = group.len() * NODES_PER_WALKED_TASK <= cluster.ready_nodes();
+    if !small || !first.spec.placement.spread.is_empty() || scope.prefers_data {
+        return 0;
+    }
+    let filters = Filters::new(cluster, first);
+    for (placed, request) in group.iter().enumerate() {
+        let best = cluster.by_load().take(WALK_NODES_MAX).find(|&index| {
+            let node = cluster.node(index);
+            scope.eligible.contains(index)
+                && node.service_tasks(request.service_id) == 0
+                && !scope.failing.contains(&node.id)
+                && filters.room(node)
+        });
+        let Some(index) = best else {
+            return placed;
+        };
+        plan.placements
+            .push((request.task_id, cluster.node(index).id));
+        cluster.place(request, index);
+    }
+    group.len()
+}
+
+/// Places tasks of a group on the ranked nodes until none fits. Returns how many it placed.
+fn rank(cluster: &mut Cluster, group: &[&TaskRequest], mut scope: Scope, plan: &mut Plan) -> usize {
+    let Some(&first) = group.first() else {
+        return 0;
+    };
+    let filters = Filters::new(cluster, first);
+    let mut ranking = ranked(cluster, first, &filters, &scope);
+    for (placed, request) in group.iter().enumerate() {
+        let Some(best) = ranking.next() else {
+            return placed;
+        };
+        plan.placements.push((request.task_id, best.node_id));
+        cluster.place(request, best.index);
+        scope.data.remove(&best.node_id);
+        let fits = filters.room(cluster.node(best.index));
+        ranking.took(fits.then(|| rank_of(cluster, first, best.index, &scope)));
+    }
+    group.len()
+}
+
+/// Ranks every node that can take the request.
+fn ranked(
+    cluster: &Cluster,
+    request: &TaskRequest,
+    filters: &Filters<'_>,
+    scope: &Scope,
+) -> Ranking {
+    let mut ranking = Ranking::new(&request.spec.placement.spread);
+    let candidate = |index: u32| {
+        let node = cluster.node(index);
+        (node.takes_tasks() && filters.room(node)).then(|| rank_of(cluster, request, index, scope))
+    };
+    if ranking.is_flat() {
+        for index in scope.eligible.ones() {
+            if let (Some(node), Some(rank)) = (&cluster.node(index).node, candidate(index)) {
+                ranking.add(node, 0, Some(rank));
+            }
+        }
+    } else {
+        // Tasks on nodes that take no more weigh in their branches too.
+        for entry in cluster.known_nodes() {
+            if let (Some(node), Some((index, _))) = (&entry.node, cluster.node_by_id(entry.id)) {
+                let rank = scope.eligible.contains(index).then(|| candidate(index));
+                ranking.add(
+                    node,
+                    entry.service_tasks(request.service_id),
+                    rank.flatten(),
+                );
+            }
+        }
+    }
+    ranking.open();
+    ranking
+}
+
+fn rank_of(cluster: &Cluster, request: &TaskRequest, index: u32, scope: &Scope) -> Rank {
+    let node = cluster.node(index);
+    Rank {
+        failing: scope.failing.contains(&node.id),
+        without_data: scope.prefers_data && !scope.data.contains(&node.id),
+        service_tasks: node.service_tasks(request.service_id),
+        tasks: node.tasks,
+        node_id: node.id,
+        index,
+    }
+}
