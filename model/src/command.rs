@@ -215,4 +215,13 @@ pub enum Rejection {
     /// The join token expired or was used up in the meantime.
     #[error("the join token is used up")]
     TokenUsedUp,
+    /// The change contradicts a rule of the store: a state that goes back, an object that is in use, a value over its
+    /// bound.
+    #[error("`{key:?}` can't be changed like this: {reason}")]
+    Invalid {
+        /// The object.
+        key: ObjectKey,
+        /// The rule.
+        reason: String,
+    },
 }

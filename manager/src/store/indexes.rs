@@ -1,0 +1,147 @@
+//! Secondary indexes, derived from the objects alone.
+
+use super::tasks::{holds_node, host_ports, is_removable, is_unassigned};
+use imbl::{OrdMap, OrdSet};
+use shoal_model::spec::Protocol;
+use shoal_model::volume::SlotKey;
+use shoal_model::{Node, NodeId, Resources, Service, ServiceId, Task, TaskId, Volume, VolumeId};
+
+/// What the tasks that hold a node add up to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NodeUsage {
+    /// Tasks.
+    pub tasks: u64,
+    nano_cpus: i128,
+    memory_bytes: i128,
+}
+
+impl NodeUsage {
+    /// The sum of reservations, saturating.
+    pub fn reserved(&self) -> Resources {
+        Resources {
+            nano_cpus: saturate(self.nano_cpus),
+            memory_bytes: saturate(self.memory_bytes),
+        }
+    }
+
+    /// Whether `more` fits beside what is reserved on a machine that has `total`. What is not asked for always fits.
+    pub fn leaves_room(&self, total: Resources, more: Resources) -> bool {
+        let fits = |used: i128, more: i64, total: i64| {
+            more <= 0 || used + i128::from(more) <= i128::from(total)
+        };
+        fits(self.nano_cpus, more.nano_cpus, total.nano_cpus)
+            && fits(self.memory_bytes, more.memory_bytes, total.memory_bytes)
+    }
+
+    fn add(&mut self, task: &Task) {
+        let reserved = task.spec.resources.reservations;
+        self.tasks = self.tasks.saturating_add(1);
+        self.nano_cpus += i128::from(reserved.nano_cpus);
+        self.memory_bytes += i128::from(reserved.memory_bytes);
+    }
+
+    fn subtract(&mut self, task: &Task) {
+        let reserved = task.spec.resources.reservations;
+        self.tasks = self.tasks.saturating_sub(1);
+        self.nano_cpus -= i128::from(reserved.nano_cpus);
+        self.memory_bytes -= i128::from(reserved.memory_bytes);
+    }
+}
+
+fn saturate(value: i128) -> i64 {
+    i64::try_from(value).unwrap_or(if value < 0 { i64::MIN } else { i64::MAX })
+}
+
+/// All indexes. Equal to [`Indexes::default`] fed with every object, which an invariant checks.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Indexes {
+    pub(super) nodes_by_name: OrdMap<String, NodeId>,
+    pub(super) services_by_name: OrdMap<String, ServiceId>,
+    pub(super) tasks_by_slot: OrdSet<(ServiceId, u64, TaskId)>,
+    pub(super) tasks_by_node: OrdSet<(NodeId, TaskId)>,
+    pub(super) tasks_unassigned: OrdSet<TaskId>,
+    pub(super) tasks_removable: OrdSet<TaskId>,
+    pub(super) ports: OrdSet<(NodeId, Protocol, u16, TaskId)>,
+    pub(super) usage: OrdMap<NodeId, NodeUsage>,
+    pub(super) volumes_by_name: OrdMap<(NodeId, String), VolumeId>,
+    pub(super) volumes_by_slot: OrdSet<(SlotKey, VolumeId)>,
+}
+
+impl Indexes {
+    pub(super) fn add_node(&mut self, node: &Node) {
+        if !node.spec.name.is_empty() {
+            self.nodes_by_name.insert(node.spec.name.clone(), node.id);
+        }
+    }
+
+    pub(super) fn remove_node(&mut self, node: &Node) {
+        if !node.spec.name.is_empty() {
+            self.nodes_by_name.remove(&node.spec.name);
+        }
+    }
+
+    pub(super) fn add_service(&mut self, service: &Service) {
+        self.services_by_name
+            .insert(service.spec.name.clone(), service.id);
+    }
+
+    pub(super) fn remove_service(&mut self, service: &Service) {
+        self.services_by_name.remove(&service.spec.name);
+    }
+
+    pub(super) fn add_task(&mut self, task: &Task) {
+        self.tasks_by_slot
+            .insert((task.service_id, task.slot, task.id));
+        if is_unassigned(task) {
+            self.tasks_unassigned.insert(task.id);
+        }
+        if is_removable(task) {
+            self.tasks_removable.insert(task.id);
+        }
+        let Some(node_id) = task.node_id else { return };
+        self.tasks_by_node.insert((node_id, task.id));
+        if holds_node(task) {
+            for (protocol, port) in host_ports(task) {
+                self.ports.insert((node_id, protocol, port, task.id));
+            }
+            self.usage.entry(node_id).or_default().add(task);
+        }
+    }
+
+    pub(super) fn remove_task(&mut self, task: &Task) {
+        self.tasks_by_slot
+            .remove(&(task.service_id, task.slot, task.id));
+        self.tasks_unassigned.remove(&task.id);
+        self.tasks_removable.remove(&task.id);
+        let Some(node_id) = task.node_id else { return };
+        self.tasks_by_node.remove(&(node_id, task.id));
+        if holds_node(task) {
+            for (protocol, port) in host_ports(task) {
+                self.ports.remove(&(node_id, protocol, port, task.id));
+            }
+            let mut usage = self.usage.get(&node_id).copied().unwrap_or_default();
+            usage.subtract(task);
+            if usage == NodeUsage::default() {
+                self.usage.remove(&node_id);
+            } else {
+                self.usage.insert(node_id, usage);
+            }
+        }
+    }
+
+    pub(super) fn add_volume(&mut self, volume: &Volume) {
+        self.volumes_by_name
+            .insert((volume.node_id, volume.name.clone()), volume.id);
+        for slot in &volume.bound_slots {
+            self.volumes_by_slot.insert((*slot, volume.id));
+        }
+    }
+
+    pub(super) fn remove_volume(&mut self, volume: &Volume) {
+        self.volumes_by_name
+            .remove(&(volume.node_id, volume.name.clone()));
+        for slot in &volume.bound_slots {
+            self.volumes_by_slot.remove(&(*slot, volume.id));
+        }
+    }
+}
