@@ -8,6 +8,7 @@
 pub mod local;
 mod nft;
 
+pub use local::netns;
 pub use local::{
     AttachSpec, Attachment, BridgeSpec, InstanceTag, LocalNet, LocalNetError, LocalPlan,
     PortPublish, Transport,

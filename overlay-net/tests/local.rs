@@ -1,5 +1,7 @@
 //! Local networks on the real kernel. Each test runs in a network and mount namespace of its own; needs root.
 
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
 use nix::sched::{CloneFlags, setns, unshare};
 use shoal_overlay_net::{
     AttachSpec, BridgeSpec, InstanceTag, LocalNet, LocalNetError, LocalPlan, PortPublish, Transport,
@@ -74,7 +76,7 @@ fn in_own_namespaces<F: Future<Output = ()>>(body: impl FnOnce(Scene) -> F + Sen
                 masquerade: true,
             };
             net.ensure_bridge(bridge.clone()).await.unwrap();
-            nix_loopback_up();
+            loopback_up();
             body(Scene {
                 net,
                 bridge,
@@ -87,7 +89,7 @@ fn in_own_namespaces<F: Future<Output = ()>>(body: impl FnOnce(Scene) -> F + Sen
     .unwrap();
 }
 
-fn nix_loopback_up() {
+fn loopback_up() {
     assert!(
         Command::new("ip")
             .args(["link", "set", "lo", "up"])
@@ -147,27 +149,20 @@ fn root_published_port_answers_on_every_way_in() {
             .unwrap();
         let server = serve(&scene.netns("web"), (web, 8080).into(), 5);
 
-        let direct = ask(None, (web, 8080).into()).unwrap();
-        let through_gateway = ask(None, (scene.bridge.gateway, 8000).into()).unwrap();
-        let through_loopback = ask(None, (Ipv4Addr::LOCALHOST, 8000).into()).unwrap();
-        let from_neighbour = ask(
-            Some(scene.netns("other")),
-            (scene.bridge.gateway, 8000).into(),
-        )
-        .unwrap();
-        let from_itself = ask(
-            Some(scene.netns("web")),
-            (scene.bridge.gateway, 8000).into(),
-        )
-        .unwrap();
-        for answer in [
-            direct,
-            through_gateway,
-            through_loopback,
-            from_neighbour,
-            from_itself,
-        ] {
-            assert_eq!(answer, "here");
+        let ways = [
+            ("directly", None, (web, 8080)),
+            ("through the gateway", None, (scene.bridge.gateway, 8000)),
+            ("through loopback", None, (Ipv4Addr::LOCALHOST, 8000)),
+            (
+                "from a neighbour",
+                Some("other"),
+                (scene.bridge.gateway, 8000),
+            ),
+            ("from itself", Some("web"), (scene.bridge.gateway, 8000)),
+        ];
+        for (way, from, address) in ways {
+            let answer = ask(from.map(|name| scene.netns(name)), address.into());
+            assert_eq!(answer.ok().as_deref(), Some("here"), "{way}");
         }
         assert_eq!(server.join().unwrap().len(), 5);
 

@@ -4,7 +4,8 @@ use super::{AttachSpec, BridgeSpec, InstanceTag, LocalNetError, netns};
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use rtnetlink::{
-    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    RouteMessageBuilder,
 };
 use std::fs::{self, File};
 use std::io;
@@ -177,6 +178,19 @@ pub(super) async fn attach(
         netlink
             .link()
             .add(message)
+            .execute()
+            .await
+            .map_err(link_error(action, host_link))?;
+        // Where bridge-nf-call-iptables is on, a container's packet to its own published port is sent back through
+        // the port that it came from, which a bridge refuses unless the port is in hairpin mode.
+        let hairpin = LinkBridgePort::new(0)
+            .name(host_link.to_owned())
+            .hairpin(true)
+            .build();
+        let action = "set hairpin mode of";
+        netlink
+            .link()
+            .change(hairpin)
             .execute()
             .await
             .map_err(link_error(action, host_link))

@@ -1,7 +1,7 @@
 //! Local networks of one node: bridges, the namespaces of containers, NAT, published ports.
 
 mod links;
-mod netns;
+pub mod netns;
 mod plan;
 mod reserve;
 mod ruleset;

@@ -26,7 +26,11 @@ async fn on_own_thread<T: Send + 'static>(
         .map_err(|_| io::Error::other("the namespace thread panicked"))?
 }
 
-pub(super) async fn create(path: PathBuf) -> Result<(), LocalNetError> {
+/// Makes a network namespace with its loopback up, pinned by a bind mount at `path`.
+///
+/// # Errors
+/// When the kernel refuses; nothing is left then.
+pub async fn create(path: PathBuf) -> Result<(), LocalNetError> {
     let error = |path: &PathBuf| {
         let path = path.clone();
         move |err| LocalNetError::Namespace {
@@ -87,7 +91,11 @@ fn loopback_up() -> io::Result<()> {
     }
 }
 
-pub(super) async fn delete(path: PathBuf) -> Result<(), LocalNetError> {
+/// Unpins the namespace at `path`; harmless if it is not there.
+///
+/// # Errors
+/// When it can't be unmounted.
+pub async fn delete(path: PathBuf) -> Result<(), LocalNetError> {
     let target = path.clone();
     on_own_thread(move || {
         match umount2(&target, MntFlags::MNT_DETACH) {
@@ -108,7 +116,10 @@ pub(super) async fn delete(path: PathBuf) -> Result<(), LocalNetError> {
 }
 
 /// A netlink connection inside the namespace at `path`. The socket stays in that namespace wherever it is polled.
-pub(super) async fn connect_in(path: PathBuf) -> Result<rtnetlink::Handle, LocalNetError> {
+///
+/// # Errors
+/// When the namespace can't be entered.
+pub async fn connect_in(path: PathBuf) -> Result<rtnetlink::Handle, LocalNetError> {
     let runtime = tokio::runtime::Handle::current();
     let target = path.clone();
     on_own_thread(move || {
