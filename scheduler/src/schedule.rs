@@ -8,7 +8,7 @@ use crate::request::{Plan, TaskRequest};
 use crate::spread::{Rank, Ranking};
 use shoal_model::control::NodeRefusal;
 use shoal_model::task::Refusal;
-use shoal_model::{NodeId, Timestamp};
+use shoal_model::{NodeId, TaskId, Timestamp};
 use std::collections::BTreeSet;
 
 /// Nodes that the short walk looks at per task before the group is ranked as a whole.
@@ -28,8 +28,22 @@ pub fn schedule(cluster: &mut Cluster, requests: &[TaskRequest], now: Timestamp)
     waiting.sort_unstable_by(|a, b| a.serving_order(b));
     waiting.dedup_by_key(|request| request.task_id);
     let mut plan = Plan::default();
+    let mut left: Vec<&[&TaskRequest]> = Vec::new();
+    let mut freed = Vec::new();
     for group in waiting.chunk_by(|a, b| a.same_group(b)) {
-        place_group(cluster, group, now, &mut plan);
+        place_group(cluster, group, now, &mut plan.placements);
+        if group
+            .iter()
+            .any(|request| !cluster.is_placed(request.task_id))
+        {
+            left.push(group);
+        }
+    }
+    // The reasons are those that hold when everything else has its place.
+    for group in left {
+        freed.clear();
+        freed.extend(group.iter().filter(|r| !cluster.is_placed(r.task_id)));
+        plan.unplaced.extend(refuse_group(cluster, &freed));
     }
     plan
 }
@@ -69,12 +83,16 @@ pub fn explain(cluster: &Cluster, request: &TaskRequest) -> Vec<NodeRefusal> {
         .collect()
 }
 
-fn place_group(cluster: &mut Cluster, group: &[&TaskRequest], now: Timestamp, plan: &mut Plan) {
+fn place_group(
+    cluster: &mut Cluster,
+    group: &[&TaskRequest],
+    now: Timestamp,
+    placements: &mut Vec<(TaskId, NodeId)>,
+) {
     let mut free: Vec<&TaskRequest> = Vec::with_capacity(group.len());
     for request in group {
-        let home = cluster.homes_of(request).next().map(|(_, node_id)| node_id);
-        match request.node_id.or(home) {
-            Some(node_id) => place_pinned(cluster, request, node_id, plan),
+        match pinned_to(cluster, request) {
+            Some(node_id) => place_pinned(cluster, request, node_id, placements),
             None => free.push(request),
         }
     }
@@ -88,39 +106,64 @@ fn place_group(cluster: &mut Cluster, group: &[&TaskRequest], now: Timestamp, pl
         prefers_data: !data.is_empty(),
         data,
     };
-    let walked = walk(cluster, &free, &scope, plan);
-    let placed = walked + rank(cluster, &free[walked..], scope, plan);
-    if placed < free.len() {
-        let refusals = Filters::new(cluster, first).aggregate(cluster.known_nodes());
-        for request in &free[placed..] {
-            plan.unplaced.push((request.task_id, refusals.clone()));
-        }
+    let walked = walk(cluster, &free, &scope, placements);
+    rank(cluster, &free[walked..], scope, placements);
+}
+
+/// The only node on which the request may run: its orchestrator says so, or its data is there.
+fn pinned_to(cluster: &Cluster, request: &TaskRequest) -> Option<NodeId> {
+    let home = || cluster.homes_of(request).next().map(|(_, node_id)| node_id);
+    request.node_id.or_else(home)
+}
+
+fn place_pinned(
+    cluster: &mut Cluster,
+    request: &TaskRequest,
+    node_id: NodeId,
+    placements: &mut Vec<(TaskId, NodeId)>,
+) {
+    let filters = Filters::new(cluster, request);
+    if let Some((index, node)) = cluster.node_by_id(node_id)
+        && filters.admits(node)
+    {
+        cluster.place(request, index);
+        placements.push((request.task_id, node_id));
     }
 }
 
-/// A task that may run on one node only: its orchestrator says so, or its data is there.
-fn place_pinned(cluster: &mut Cluster, request: &TaskRequest, node_id: NodeId, plan: &mut Plan) {
+/// The reasons for the tasks of a group that got no node.
+fn refuse_group(cluster: &Cluster, group: &[&TaskRequest]) -> Vec<(TaskId, Vec<Refusal>)> {
+    let mut shared: Option<Vec<Refusal>> = None;
+    group
+        .iter()
+        .map(|request| {
+            let refusals = match pinned_to(cluster, request) {
+                Some(node_id) => refuse_pinned(cluster, request, node_id),
+                None => shared
+                    .get_or_insert_with(|| {
+                        Filters::new(cluster, request).aggregate(cluster.known_nodes())
+                    })
+                    .clone(),
+            };
+            (request.task_id, refusals)
+        })
+        .collect()
+}
+
+fn refuse_pinned(cluster: &Cluster, request: &TaskRequest, node_id: NodeId) -> Vec<Refusal> {
     let filters = Filters::new(cluster, request);
-    match cluster.node_by_id(node_id) {
-        Some((index, node)) if filters.admits(node) => {
-            cluster.place(request, index);
-            plan.placements.push((request.task_id, node_id));
-        }
-        Some((_, node)) if request.node_id.is_some() => {
-            plan.unplaced
-                .push((request.task_id, filters.refusals_of(node)));
-        }
-        found => {
-            let mut refusals = filters.aggregate(cluster.known_nodes());
-            // The node that has the data is what the user must look at: its refusals come first.
-            if let Some((_, node)) = found {
-                let own = filters.refusals_of(node);
-                refusals.retain(|refusal| refusal.filter == "volume");
-                refusals.splice(0..0, own);
-            }
-            plan.unplaced.push((request.task_id, refusals));
-        }
+    let unknown = NodeEntry::new(node_id);
+    let node = cluster
+        .node_by_id(node_id)
+        .map_or(&unknown, |(_, node)| node);
+    let mut refusals = filters.refusals_of(node);
+    if request.node_id.is_none() {
+        // The node that has the data is what the user must look at, so its refusals stand first.
+        let others = filters.aggregate(cluster.known_nodes());
+        refusals.retain(|refusal| refusal.filter != "volume");
+        refusals.extend(others.into_iter().filter(|r| r.filter == "volume"));
     }
+    refusals
 }
 
 /// What is the same for every task of a group.
@@ -137,7 +180,12 @@ struct Scope {
 ///
 /// The least loaded node without a task of the service is the best by [`Rank`], and in a large cluster it is among
 /// the first of the nodes in order of load. Where it is not, ranking takes over.
-fn walk(cluster: &mut Cluster, group: &[&TaskRequest], scope: &Scope, plan: &mut Plan) -> usize {
+fn walk(
+    cluster: &mut Cluster,
+    group: &[&TaskRequest],
+    scope: &Scope,
+    placements: &mut Vec<(TaskId, NodeId)>,
+) -> usize {
     let Some(first) = group.first() else {
         return 0;
     };
@@ -157,31 +205,34 @@ fn walk(cluster: &mut Cluster, group: &[&TaskRequest], scope: &Scope, plan: &mut
         let Some(index) = best else {
             return placed;
         };
-        plan.placements
-            .push((request.task_id, cluster.node(index).id));
+        placements.push((request.task_id, cluster.node(index).id));
         cluster.place(request, index);
     }
     group.len()
 }
 
-/// Places tasks of a group on the ranked nodes until none fits. Returns how many it placed.
-fn rank(cluster: &mut Cluster, group: &[&TaskRequest], mut scope: Scope, plan: &mut Plan) -> usize {
+/// Places tasks of a group on the ranked nodes until none fits.
+fn rank(
+    cluster: &mut Cluster,
+    group: &[&TaskRequest],
+    mut scope: Scope,
+    placements: &mut Vec<(TaskId, NodeId)>,
+) {
     let Some(&first) = group.first() else {
-        return 0;
+        return;
     };
     let filters = Filters::new(cluster, first);
     let mut ranking = ranked(cluster, first, &filters, &scope);
-    for (placed, request) in group.iter().enumerate() {
+    for request in group {
         let Some(best) = ranking.next() else {
-            return placed;
+            return;
         };
-        plan.placements.push((request.task_id, best.node_id));
+        placements.push((request.task_id, best.node_id));
         cluster.place(request, best.index);
         scope.data.remove(&best.node_id);
         let fits = filters.room(cluster.node(best.index));
         ranking.took(fits.then(|| rank_of(cluster, first, best.index, &scope)));
     }
-    group.len()
 }
 
 /// Ranks every node that can take the request.
