@@ -1,0 +1,140 @@
+//! What a playground is made of, on disk, so that a later command finds it.
+
+use crate::host::Host;
+use crate::{PlaygroundError, Switch, cgroups};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// A playground as it is written down.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct State {
+    /// Format of this file.
+    pub version: u32,
+    /// Where everything is.
+    pub dir: PathBuf,
+    /// The hosts, in order.
+    pub hosts: Vec<Host>,
+}
+
+impl State {
+    const VERSION: u32 = 1;
+
+    /// An empty playground in `dir`, which must not exist or be empty.
+    ///
+    /// # Errors
+    /// When there is one already, or `dir` can't be made.
+    pub fn create(dir: &Path) -> Result<Self, PlaygroundError> {
+        if dir.join("playground.json").exists() {
+            let way_out = "remove it first with `shoal playground down`";
+            let dir = dir.display();
+            return Err(PlaygroundError::State(format!(
+                "there is a playground in `{dir}`: {way_out}"
+            )));
+        }
+        std::fs::create_dir_all(dir.join("netns")).map_err(|err| PlaygroundError::File {
+            action: "make",
+            path: dir.to_owned(),
+            err,
+        })?;
+        let state = Self {
+            version: Self::VERSION,
+            dir: dir.to_owned(),
+            hosts: Vec::new(),
+        };
+        state.save()?;
+        Ok(state)
+    }
+
+    /// Finds the playground in `dir`.
+    ///
+    /// # Errors
+    /// When there is none, or its file can't be read.
+    pub fn load(dir: &Path) -> Result<Self, PlaygroundError> {
+        let path = dir.join("playground.json");
+        let text = std::fs::read_to_string(&path).map_err(|_| {
+            let dir = dir.display();
+            PlaygroundError::State(format!(
+                "there is no playground in `{dir}`: start one with `shoal playground up`"
+            ))
+        })?;
+        serde_json::from_str(&text).map_err(|err| PlaygroundError::File {
+            action: "read",
+            path,
+            err: err.into(),
+        })
+    }
+
+    /// Writes it down.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn save(&self) -> Result<(), PlaygroundError> {
+        let path = self.dir.join("playground.json");
+        let text = serde_json::to_string_pretty(self).map_err(std::io::Error::from);
+        text.and_then(|text| std::fs::write(&path, text))
+            .map_err(|err| PlaygroundError::File {
+                action: "write",
+                path,
+                err,
+            })
+    }
+
+    /// The host of that name.
+    ///
+    /// # Errors
+    /// Names the hosts that there are.
+    pub fn host(&self, name: &str) -> Result<&Host, PlaygroundError> {
+        self.hosts
+            .iter()
+            .find(|host| host.name == name)
+            .ok_or_else(|| self.no_host(name))
+    }
+
+    /// The host of that name.
+    ///
+    /// # Errors
+    /// Names the hosts that there are.
+    pub fn host_mut(&mut self, name: &str) -> Result<&mut Host, PlaygroundError> {
+        let error = self.no_host(name);
+        self.hosts
+            .iter_mut()
+            .find(|host| host.name == name)
+            .ok_or(error)
+    }
+
+    fn no_host(&self, name: &str) -> PlaygroundError {
+        let known: Vec<_> = self.hosts.iter().map(|host| host.name.as_str()).collect();
+        PlaygroundError::NoHost {
+            name: name.to_owned(),
+            known: known.join(", "),
+        }
+    }
+
+    /// Ends the hosts and removes every trace of the playground.
+    ///
+    /// # Errors
+    /// The first failure; everything else is removed all the same.
+    pub async fn remove(&mut self) -> Result<(), PlaygroundError> {
+        let mut first = Ok(());
+        let mut note = |result: Result<(), PlaygroundError>| {
+            if first.is_ok() {
+                first = result;
+            }
+        };
+        for host in &mut self.hosts {
+            note(host.kill().await);
+        }
+        note(Switch::remove(&self.dir).await);
+        for host in &self.hosts {
+            note(cgroups::remove_tree(&host.cgroup_parent));
+        }
+        note(
+            std::fs::remove_dir_all(&self.dir).map_err(|err| PlaygroundError::File {
+                action: "remove",
+                path: self.dir.clone(),
+                err,
+            }),
+        );
+        first
+    }
+}
