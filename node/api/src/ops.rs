@@ -79,7 +79,7 @@ pub struct InitOptions {
 }
 
 /// `swarm join`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JoinOptions {
     /// `IP[:PORT]` or `INTERFACE[:PORT]`; empty: the daemon's own setting.
     pub listen_addr: String,

@@ -25,7 +25,11 @@ pub(crate) fn check(stream: &UnixStream, socket_gid: u32) -> Result<(), String> 
             return Ok(());
         }
     }
-    Err(format!("uid {} gid {} may not use it", peer.uid(), peer.gid()))
+    Err(format!(
+        "uid {} gid {} may not use it",
+        peer.uid(),
+        peer.gid()
+    ))
 }
 
 /// The supplementary groups that the peer had when it connected.

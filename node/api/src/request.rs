@@ -162,21 +162,21 @@ impl<S: Sync> FromRequest<S> for JsonBody {
 }
 
 /// Whether labels satisfy Docker's label filters: each `key` or `key=value` must hold.
-pub(crate) fn labels_match(labels: &BTreeMap<String, String>, wanted: Option<&Vec<String>>) -> bool {
-    wanted.into_iter().flatten().all(|wanted| {
-        match wanted.split_once('=') {
+pub(crate) fn labels_match(
+    labels: &BTreeMap<String, String>,
+    wanted: Option<&Vec<String>>,
+) -> bool {
+    wanted
+        .into_iter()
+        .flatten()
+        .all(|wanted| match wanted.split_once('=') {
             Some((key, value)) => labels.get(key).is_some_and(|found| found == value),
             None => labels.contains_key(wanted),
-        }
-    })
+        })
 }
 
 /// Whether a value passes a filter: no filter, or one of its values is accepted by `accepts`.
-pub(crate) fn passes(
-    filters: &Filters,
-    key: &str,
-    mut accepts: impl FnMut(&str) -> bool,
-) -> bool {
+pub(crate) fn passes(filters: &Filters, key: &str, mut accepts: impl FnMut(&str) -> bool) -> bool {
     match filters.get(key) {
         Some(values) if !values.is_empty() => values.iter().any(|value| accepts(value)),
         _ => true,
@@ -189,12 +189,21 @@ mod tests {
 
     #[test]
     fn both_forms_of_filters_are_read() {
-        for text in [r#"{"name":["a","b"]}"#, r#"{"name":{"a":true,"b":true,"c":false}}"#] {
+        for text in [
+            r#"{"name":["a","b"]}"#,
+            r#"{"name":{"a":true,"b":true,"c":false}}"#,
+        ] {
             let params = Params(vec![("filters".into(), text.into())]);
             let filters = params.filters(&["name"]).unwrap();
             assert_eq!(filters["name"], ["a", "b"]);
         }
-        for text in ["[]", "x", r#"{"name":[1]}"#, r#"{"name":"a"}"#, r#"{"other":["a"]}"#] {
+        for text in [
+            "[]",
+            "x",
+            r#"{"name":[1]}"#,
+            r#"{"name":"a"}"#,
+            r#"{"other":["a"]}"#,
+        ] {
             let params = Params(vec![("filters".into(), text.into())]);
             assert!(params.filters(&["name"]).is_err(), "{text}");
         }
@@ -202,7 +211,13 @@ mod tests {
 
     #[test]
     fn switches_are_read_as_docker_reads_them() {
-        for (text, on) in [("1", true), ("true", true), ("0", false), ("False", false), ("", false)] {
+        for (text, on) in [
+            ("1", true),
+            ("true", true),
+            ("0", false),
+            ("False", false),
+            ("", false),
+        ] {
             let params = Params(vec![("all".into(), text.into())]);
             assert_eq!(params.flag("all"), on, "{text}");
         }

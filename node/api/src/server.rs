@@ -81,7 +81,9 @@ pub enum BindError {
     #[error("another daemon serves `{0}`: stop it, or choose another --socket")]
     InUse(PathBuf),
     /// No such group.
-    #[error("the group `{0}` for the socket does not exist: create it with groupadd, or choose another --group")]
+    #[error(
+        "the group `{0}` for the socket does not exist: create it with groupadd, or choose another --group"
+    )]
     NoGroup(String),
     /// The kernel refused.
     #[error("failed to {action} `{path}`")]
@@ -129,7 +131,9 @@ impl ApiServer {
         }
         let gid = match &options.group {
             None => None,
-            Some(name) => Some(peer::group_id(name).ok_or_else(|| BindError::NoGroup(name.clone()))?),
+            Some(name) => {
+                Some(peer::group_id(name).ok_or_else(|| BindError::NoGroup(name.clone()))?)
+            }
         };
         let mut temporary = socket.clone().into_os_string();
         temporary.push(format!(".{}", std::process::id()));
@@ -258,7 +262,10 @@ async fn answer(mut router: Router, mut request: http::Request<Incoming>) -> Res
         ("api-version", API_VERSION),
         ("docker-experimental", "false"),
         ("ostype", "linux"),
-        ("server", concat!("Shoal/", env!("CARGO_PKG_VERSION"), " (linux)")),
+        (
+            "server",
+            concat!("Shoal/", env!("CARGO_PKG_VERSION"), " (linux)"),
+        ),
     ] {
         headers.insert(
             HeaderName::from_static(name),

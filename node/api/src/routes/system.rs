@@ -26,10 +26,16 @@ async fn ping(State(api): State<Api>) -> Response {
     };
     (
         [
-            (header::CACHE_CONTROL, "no-cache, no-store, must-revalidate".to_owned()),
+            (
+                header::CACHE_CONTROL,
+                "no-cache, no-store, must-revalidate".to_owned(),
+            ),
             (header::PRAGMA, "no-cache".to_owned()),
             (header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned()),
-            (header::HeaderName::from_static("builder-version"), "1".to_owned()),
+            (
+                header::HeaderName::from_static("builder-version"),
+                "1".to_owned(),
+            ),
             (header::HeaderName::from_static("swarm"), swarm),
         ],
         "OK",
