@@ -2,4 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod consensus;
+pub mod loops;
 pub mod store;
