@@ -3,4 +3,5 @@
 
 pub mod consensus;
 pub mod loops;
+pub mod control;
 pub mod store;

@@ -107,6 +107,16 @@ pub enum ControlRequest {
         /// Name of the volume.
         name: String,
     },
+    /// Passed on to the leader by another manager. Whoever gets it and does not lead answers
+    /// [`crate::rpc::ErrorCode::NotLeader`]: a request makes one hop.
+    Forwarded {
+        /// The node that asked.
+        caller: NodeId,
+        /// An earlier attempt may have taken effect already.
+        repeated: bool,
+        /// What it asked for.
+        request: Box<ControlRequest>,
+    },
 }
 
 /// An answer of the managers.

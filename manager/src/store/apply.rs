@@ -350,6 +350,7 @@ impl Transaction {
         let name = &service.spec.name;
         if let Some(holder) = self.state.service_by_name(name)
             && holder.id != service.id
+            && !service.pending_delete
         {
             return Err(name_taken("service", name, holder.id));
         }

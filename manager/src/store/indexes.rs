@@ -80,13 +80,18 @@ impl Indexes {
         }
     }
 
+    /// A service that is being removed has given its name free: a new one may have it while the tasks still stop.
     pub(super) fn add_service(&mut self, service: &Service) {
-        self.services_by_name
-            .insert(service.spec.name.clone(), service.id);
+        if !service.pending_delete {
+            self.services_by_name
+                .insert(service.spec.name.clone(), service.id);
+        }
     }
 
     pub(super) fn remove_service(&mut self, service: &Service) {
-        self.services_by_name.remove(&service.spec.name);
+        if !service.pending_delete {
+            self.services_by_name.remove(&service.spec.name);
+        }
     }
 
     pub(super) fn add_task(&mut self, task: &Task) {

@@ -107,7 +107,7 @@ impl State {
         self.node(*self.indexes.nodes_by_name.get(name)?)
     }
 
-    /// The service with that name.
+    /// The service with that name, unless it is being removed.
     pub fn service_by_name(&self, name: &str) -> Option<&Arc<Service>> {
         self.service(*self.indexes.services_by_name.get(name)?)
     }

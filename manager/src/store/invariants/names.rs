@@ -4,7 +4,10 @@ use crate::store::state::State;
 use std::collections::BTreeMap;
 
 pub(super) fn check(state: &State) -> Vec<String> {
-    let services = state.services().map(|s| ("service", s.spec.name.clone()));
+    let services = state
+        .services()
+        .filter(|service| !service.pending_delete)
+        .map(|service| ("service", service.spec.name.clone()));
     let nodes = state
         .nodes()
         .filter(|node| !node.spec.name.is_empty())
