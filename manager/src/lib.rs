@@ -1,7 +1,9 @@
 //! What a manager does: Raft, the replicated store, control loops, dispatcher, certificate authority.
 #![forbid(unsafe_code)]
 
+pub mod ca_server;
 pub mod consensus;
-pub mod loops;
 pub mod control;
+pub mod loops;
+pub mod role_manager;
 pub mod store;

@@ -4,11 +4,12 @@ use super::answer::Answer;
 use super::core::Core;
 use super::error::{Effect, Failure, rpc_error};
 use crate::consensus::{Consensus, IdSource, Leadership, WallClock};
+use crate::role_manager::role_now;
 use crate::store::Store;
-use shoal_model::NodeId;
 use shoal_model::control::{ControlRequest, ControlResponse};
 use shoal_model::rpc::{ErrorCode, Method, RpcError};
 use shoal_model::session::ManagerPeer;
+use shoal_model::{NodeId, NodeRole};
 use shoal_transport::{Connector, Expect, RpcStream, StreamError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,14 +70,33 @@ impl ControlApi {
         match request {
             // One hop: whoever does not lead says so, and the first manager goes on looking.
             ControlRequest::Forwarded {
-                request, repeated, ..
+                caller,
+                request,
+                repeated,
             } => self
-                .core
-                .execute(*request, repeated)
+                .execute_forwarded(caller, *request, repeated)
                 .await
                 .map_err(|failure| forwarded_error(&failure)),
             request => self.answer_own(caller, request).await,
         }
+    }
+
+    /// The manager that passes a request on may not know yet that its caller is no manager any more.
+    async fn execute_forwarded(
+        &self,
+        caller: NodeId,
+        request: ControlRequest,
+        repeated: bool,
+    ) -> Result<Answer, Failure> {
+        let state = self.core.fresh_view().await?;
+        let is_manager = state
+            .node(caller)
+            .is_some_and(|node| role_now(node) == NodeRole::Manager);
+        if !is_manager {
+            let message = format!("node `{caller}` is no manager of this cluster");
+            return Err(Failure::new(ErrorCode::PermissionDenied, message));
+        }
+        self.core.execute(request, repeated).await
     }
 
     async fn answer_own(

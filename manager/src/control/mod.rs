@@ -22,6 +22,6 @@ mod volume;
 
 pub use answer::Answer;
 pub(crate) use core::Core;
-pub(crate) use error::{Failure, rpc_error};
+pub(crate) use error::{Effect, Failure, rpc_error};
 pub use forward::ControlApi;
-pub(crate) use node::orphan_tasks;
+pub(crate) use quorum::loss as quorum_loss;

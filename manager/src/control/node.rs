@@ -3,14 +3,19 @@
 use super::answer::Answer;
 use super::core::Core;
 use super::error::Failure;
+use super::forward::ControlApi;
 use super::{quorum, validate};
 use crate::consensus::Member;
+use crate::role_manager::role_now;
 use crate::store::State;
 use shoal_model::command::{ACTIONS_PER_COMMAND_MAX, Object, ObjectKey, StoreAction};
 use shoal_model::control::{ControlResponse, NodeView};
+use shoal_model::rpc::RpcError;
 use shoal_model::{
-    Node, NodeId, NodeRole, NodeSpec, NodeState, TaskState, TaskStatus, Timestamp, Version,
+    Node, NodeId, NodeRole, NodeSpec, NodeState, NodeStatus, TaskState, TaskStatus, Timestamp,
+    Version,
 };
+use shoal_transport::{RpcStream, StreamError};
 
 impl Core {
     pub(super) fn list_nodes(&self, state: &State) -> Answer {
@@ -105,6 +110,57 @@ impl Core {
     }
 }
 
+impl ControlApi {
+    /// The node `id` leaves for good: its tasks are replaced, and its object waits to be removed by the user.
+    ///
+    /// # Errors
+    /// It is a manager, it is unknown, or the change could not be written.
+    pub async fn leave(&self, id: NodeId) -> Result<(), RpcError> {
+        self.core.leave(id).await.map_err(|failure| failure.error)
+    }
+
+    /// Serves [`shoal_model::rpc::Method::Leave`] of the node `caller`; the request is an empty frame.
+    ///
+    /// # Errors
+    /// The stream broke; the caller is gone.
+    pub async fn serve_leave(
+        &self,
+        caller: NodeId,
+        mut stream: RpcStream,
+    ) -> Result<(), StreamError> {
+        if stream.recv::<()>().await?.is_none() {
+            return Ok(());
+        }
+        stream.reply(&self.leave(caller).await).await
+    }
+}
+
+impl Core {
+    async fn leave(&self, id: NodeId) -> Result<(), Failure> {
+        let state = self.fresh_view().await?;
+        let node = state
+            .node(id)
+            .ok_or_else(|| Failure::not_found("node", id))?;
+        let name = node.display_name();
+        if role_now(node) == NodeRole::Manager {
+            return Err(Failure::precondition(format!(
+                "node `{name}` is a manager: demote it first (`shoal node demote {name}`), or leave with `--force`"
+            )));
+        }
+        let mut actions = orphan_tasks(&state, id, self.clock.now(), "the node left the cluster");
+        actions.push(StoreAction::SetNodeStatus {
+            node_id: id,
+            status: NodeStatus {
+                state: NodeState::Down,
+                message: "left the cluster".to_owned(),
+                ..node.status.clone()
+            },
+            description: None,
+        });
+        self.propose_chunks(actions).await
+    }
+}
+
 /// Nodes that the user wants to be managers.
 fn wanted_managers(state: &State) -> usize {
     state
@@ -114,12 +170,7 @@ fn wanted_managers(state: &State) -> usize {
 }
 
 /// Gives up every task of a node whose fate will not be known: it is replaced, and what it held is free.
-pub(crate) fn orphan_tasks(
-    state: &State,
-    node_id: NodeId,
-    now: Timestamp,
-    reason: &str,
-) -> Vec<StoreAction> {
+fn orphan_tasks(state: &State, node_id: NodeId, now: Timestamp, reason: &str) -> Vec<StoreAction> {
     let live = state
         .tasks_by_node(node_id)
         .filter(|task| !task.status.state.is_terminal());
