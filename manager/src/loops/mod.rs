@@ -14,6 +14,8 @@ pub mod orchestrator;
 pub mod reaper;
 mod runner;
 pub mod scheduler;
+#[cfg(test)]
+mod tests;
 
 pub use runner::{Moment, Pass};
 

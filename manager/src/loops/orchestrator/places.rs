@@ -6,7 +6,7 @@ use crate::loops::runner::Pass;
 use crate::store::{State, holds_node};
 use shoal_model::command::StoreAction;
 use shoal_model::spec::OnPartition;
-use shoal_model::{NodeId, NodeState, Service, ServiceMode, Task, TaskState, Timestamp};
+use shoal_model::{NodeId, NodeState, Service, ServiceMode, Task, TaskId, TaskState, Timestamp};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,9 +150,25 @@ pub(crate) fn is_live(task: &Task) -> bool {
     is_wanted(task) && !task.status.state.is_terminal()
 }
 
+/// Compares the live tasks of a place: the greatest is furthest, the newest of these.
+fn standing(task: &Task) -> (bool, TaskState, Timestamp, TaskId) {
+    (
+        is_serving(task),
+        task.status.state,
+        task.meta.created_at,
+        task.id,
+    )
+}
+
 /// In rotation: its place is served.
 pub(crate) fn is_serving(task: &Task) -> bool {
     is_live(task) && task.status.state == TaskState::Running && task.status.ready
+}
+
+/// The task runs what the service says now: it was made from that version, or from an equal one before a rollback.
+pub(crate) fn is_current(service: &Service, task: &Task) -> bool {
+    task.spec_version >= service.spec_version
+        || (*task.spec == service.spec.task && task.ports == service.spec.endpoint.ports)
 }
 
 pub(crate) fn end(task: &Task, desired: TaskState) -> StoreAction {
@@ -173,20 +189,13 @@ impl<'a> PlaceTasks<'a> {
 
     /// The task that stands for the place: the one that is furthest, the newest of these.
     pub(crate) fn best(&self) -> Option<&'a Arc<Task>> {
-        self.live().max_by_key(|task| {
-            (
-                is_serving(task),
-                task.status.state,
-                task.meta.created_at,
-                task.id,
-            )
-        })
+        self.live().max_by_key(|task| standing(task))
     }
 
     /// Ends what must end here, and says what the place is then.
     pub(crate) fn settle(&self, scene: &Scene<'_>, pass: &mut Pass) -> Occupancy {
         let mut ended = Vec::new();
-        self.drop_doubles(pass, &mut ended);
+        self.drop_doubles(scene, pass, &mut ended);
         let mut stays = false;
         let mut not_before = None;
         for task in self.wanted().filter(|task| !ended.contains(&task.id)) {
@@ -253,27 +262,21 @@ impl<'a> PlaceTasks<'a> {
     }
 
     /// Of several live tasks one remains; while an update starts the new one first, the old one until the new serves.
-    fn drop_doubles(&self, pass: &mut Pass, ended: &mut Vec<shoal_model::TaskId>) {
+    fn drop_doubles(&self, scene: &Scene<'_>, pass: &mut Pass, ended: &mut Vec<TaskId>) {
         let Some(best) = self.best() else {
             return;
         };
-        let newest_version = self.live().map(|task| task.spec_version).max();
+        let generation = |task: &Task| (is_current(scene.service, task), task.spec_version);
+        let newest_generation = self.live().map(|task| generation(task)).max();
+        let is_new = |task: &Task| Some(generation(task)) == newest_generation;
         let newest = self
             .live()
-            .filter(|task| Some(task.spec_version) == newest_version)
-            .max_by_key(|task| {
-                (
-                    is_serving(task),
-                    task.status.state,
-                    task.meta.created_at,
-                    task.id,
-                )
-            });
+            .filter(|task| is_new(task))
+            .max_by_key(|task| standing(task));
         let keeps_both = newest.is_some_and(|newest| !is_serving(newest));
         for task in self.live() {
             let is_newest = newest.is_some_and(|newest| newest.id == task.id);
-            let is_old_one =
-                keeps_both && task.id == best.id && Some(task.spec_version) != newest_version;
+            let is_old_one = keeps_both && task.id == best.id && !is_new(task);
             if !is_newest && !is_old_one {
                 pass.actions.push(end(task, TaskState::Shutdown));
                 ended.push(task.id);

@@ -6,7 +6,7 @@
 
 use super::Scene;
 use super::new_task::Maker;
-use super::places::{Place, PlaceTasks, end, is_live, is_serving, is_wanted, places};
+use super::places::{Place, PlaceTasks, end, is_current, is_live, is_serving, is_wanted, places};
 use super::restart::{Verdict, ended_badly, judge};
 use crate::loops::runner::Pass;
 use crate::store::holds_node;
@@ -24,7 +24,7 @@ struct Progress<'p, 'a> {
     outdated: Vec<(Place, &'p PlaceTasks<'a>)>,
     /// Places between the old and the new task, or whose new task does not run yet.
     moving: u64,
-    /// Places in which a task of the newest version ended badly.
+    /// Places in which a task of the newest version ended badly since the update began.
     failed: u64,
     /// All places.
     total: u64,
@@ -63,14 +63,20 @@ impl<'p, 'a> Progress<'p, 'a> {
             total: 0,
             fresh: Vec::new(),
         };
+        let started_at = service.update_status.as_ref().map(|s| s.started_at);
         for (place, tasks) in places {
-            let newest = |task: &Task| task.spec_version >= service.spec_version;
+            let newest = |task: &Task| is_current(service, task);
+            let failed = |task: &Task| {
+                ended_badly(task)
+                    && task.spec_version >= service.spec_version
+                    && started_at.is_none_or(|start| task.meta.created_at >= start)
+            };
             let removed = tasks.tasks.iter().all(|t| t.desired == TaskState::Remove);
             if removed {
                 continue;
             }
             progress.total += 1;
-            progress.failed += u64::from(tasks.tasks.iter().any(|t| newest(t) && ended_badly(t)));
+            progress.failed += u64::from(tasks.tasks.iter().any(|task| failed(task)));
             let fresh = tasks.wanted().rev().find(|task| newest(task));
             match fresh {
                 Some(task) => {

@@ -1,0 +1,5 @@
+//! The loops against a small world: a state, real reconcilers, and agents that do what they are told.
+
+mod convergence;
+mod scripts;
+mod world;
