@@ -6,4 +6,5 @@ pub mod consensus;
 pub mod control;
 pub mod loops;
 pub mod role_manager;
+pub mod raft;
 pub mod store;

@@ -1,0 +1,1 @@
+//! Raft, tested over real files and in-memory streams.
