@@ -36,6 +36,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Wait before a leader without a lease is asked again.
 const LEASE_RETRY: Duration = Duration::from_millis(5);
@@ -204,10 +205,12 @@ impl RaftHandle {
     /// request to the role manager.
     pub async fn handle_rpc(&self, peer: Peer, method: Method, stream: RpcStream) {
         let server = self.inner.server.clone();
-        let served = self
-            .inner
-            .executor
-            .spawn(async move { server.serve(method, stream).await });
+        // A caller that gives up this future gives up the stream as well.
+        let served = AbortOnDropHandle::new(
+            self.inner
+                .executor
+                .spawn(async move { server.serve(method, stream).await }),
+        );
         match served.await {
             Ok(Ok(())) => {}
             Ok(Err(err)) => {

@@ -1,1 +1,8 @@
-//! Raft, tested over real files and in-memory streams.
+//! Raft over real files, with streams in memory that a test can cut.
+
+mod cluster;
+mod cluster_tests;
+mod disk_fault;
+mod journal_tests;
+mod kill_tests;
+mod snapshot_tests;
