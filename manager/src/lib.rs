@@ -5,6 +5,9 @@ pub mod ca_server;
 pub mod consensus;
 pub mod control;
 pub mod loops;
-pub mod role_manager;
+pub mod manager;
 pub mod raft;
+pub mod role_manager;
 pub mod store;
+
+pub use manager::{Manager, ManagerHandle, ManagerOptions, Start};

@@ -28,6 +28,7 @@ mod wire;
 mod writer;
 
 pub use crypt::{KeyError, RaftKey};
+pub(crate) use disk::read_all;
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use error::{LogError, StartError};
 pub use handle::RaftHandle;

@@ -1,0 +1,1 @@
+//! Tests of a manager as a whole.
