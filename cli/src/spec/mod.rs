@@ -1,0 +1,5 @@
+//! From flags to the API's objects: pure, with the errors that a user needs.
+
+pub(crate) mod container;
+pub(crate) mod parse;
+pub(crate) mod service;
