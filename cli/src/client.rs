@@ -14,7 +14,10 @@ use tokio::net::UnixStream;
 const ANSWER_SECONDS_MAX: u64 = 600;
 
 /// The version of the Engine API that this client speaks.
-const API_VERSION: ClientVersion = ClientVersion { major_version: 1, minor_version: 51 };
+const API_VERSION: ClientVersion = ClientVersion {
+    major_version: 1,
+    minor_version: 51,
+};
 
 /// Both doors of one daemon.
 #[derive(Clone)]
@@ -35,18 +38,19 @@ impl Client {
             socket: host.to_owned(),
             cause: err.to_string(),
         })?;
-        Ok(Self { docker, socket: socket.to_owned() })
+        Ok(Self {
+            docker,
+            socket: socket.to_owned(),
+        })
     }
 
     /// A request to our own prefix; answers the body of a success.
-    pub(crate) async fn own<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-    ) -> Result<T> {
+    pub(crate) async fn own<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T> {
         let response = self.own_request(method, path).await?;
         let body = response.into_body().collect().await;
-        let body = body.map_err(|err| CliError::Protocol(err.to_string()))?.to_bytes();
+        let body = body
+            .map_err(|err| CliError::Protocol(err.to_string()))?
+            .to_bytes();
         let body: &[u8] = if body.is_empty() { b"null" } else { &body };
         serde_json::from_slice(body).map_err(|err| CliError::Protocol(err.to_string()))
     }
@@ -67,19 +71,24 @@ impl Client {
         path: &str,
     ) -> Result<impl Stream<Item = Result<Bytes>> + Unpin + use<>> {
         let (major, minor) = (API_VERSION.major_version, API_VERSION.minor_version);
-        let response = self.request(Method::GET, &format!("/v{major}.{minor}{path}")).await?;
+        let response = self
+            .request(Method::GET, &format!("/v{major}.{minor}{path}"))
+            .await?;
         let body = response.into_body().into_data_stream();
         Ok(body.map(|chunk| chunk.map_err(|err| CliError::Protocol(err.to_string()))))
     }
 
     async fn request(&self, method: Method, path: &str) -> Result<Response<Incoming>> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|err| CliError::Connect {
-            socket: self.socket.clone(),
-            cause: err.to_string(),
-        })?;
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|err| CliError::Connect {
+                socket: self.socket.clone(),
+                cause: err.to_string(),
+            })?;
         let protocol = |err: hyper::Error| CliError::Protocol(err.to_string());
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(protocol)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(protocol)?;
         // Ends with the sender or with the peer; its error reaches the request that is under way.
         tokio::spawn(connection);
         let request = Request::builder()
@@ -106,7 +115,10 @@ async fn refused(status: StatusCode, response: Response<Incoming>) -> CliError {
         .ok()
         .and_then(|value| value.get("message")?.as_str().map(str::to_owned))
         .unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned());
-    CliError::Daemon { status: status.as_u16(), message }
+    CliError::Daemon {
+        status: status.as_u16(),
+        message,
+    }
 }
 
 /// Escapes a part of a path or of a query.

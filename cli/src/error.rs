@@ -9,7 +9,9 @@ pub(crate) enum CliError {
     #[error("Error response from daemon: {message}")]
     Daemon { status: u16, message: String },
     /// There is no answer at all.
-    #[error("cannot connect to the shoal daemon at {socket}: {cause}\nIs it running? Start it with `shoal daemon`, or name its socket with `--host unix://PATH`.")]
+    #[error(
+        "cannot connect to the shoal daemon at {socket}: {cause}\nIs it running? Start it with `shoal daemon`, or name its socket with `--host unix://PATH`."
+    )]
     Connect { socket: String, cause: String },
     /// The user's words.
     #[error("{0}")]
@@ -78,11 +80,21 @@ impl From<bollard::errors::Error> for CliError {
     fn from(error: bollard::errors::Error) -> Self {
         use bollard::errors::Error;
         match error {
-            Error::DockerResponseServerError { status_code, message } => {
-                Self::Daemon { status: status_code, message }
-            }
-            Error::DockerStreamError { error } => Self::Daemon { status: 500, message: error },
-            Error::IOError { err } => Self::Io { action: "talk to the daemon".to_owned(), err },
+            Error::DockerResponseServerError {
+                status_code,
+                message,
+            } => Self::Daemon {
+                status: status_code,
+                message,
+            },
+            Error::DockerStreamError { error } => Self::Daemon {
+                status: 500,
+                message: error,
+            },
+            Error::IOError { err } => Self::Io {
+                action: "talk to the daemon".to_owned(),
+                err,
+            },
             other => Self::Protocol(chain(&other)),
         }
     }

@@ -25,14 +25,22 @@ fn main() -> ExitCode {
                 bundle: args.bundle.clone(),
             });
         }
-        Command::Playground(PlaygroundCommand::HostInit { netns, hostname, tethered }) => {
+        Command::Playground(PlaygroundCommand::HostInit {
+            netns,
+            hostname,
+            tethered,
+        }) => {
             return shoal_playground::host_init_main(&shoal_playground::HostInitArgs {
                 netns: netns.clone(),
                 hostname: hostname.clone(),
                 tethered: *tethered,
             });
         }
-        Command::Playground(PlaygroundCommand::Enter { init_pid, detach, command }) => {
+        Command::Playground(PlaygroundCommand::Enter {
+            init_pid,
+            detach,
+            command,
+        }) => {
             return shoal_playground::enter_main(&shoal_playground::EnterArgs {
                 init_pid: *init_pid,
                 detach: *detach,
@@ -54,7 +62,10 @@ fn main() -> ExitCode {
 
 /// One thread is enough to wait for one answer, and starts quicker than many.
 fn client_main(cli: Cli) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(err) => {
             eprintln!("shoal: failed to start: {err}");

@@ -9,7 +9,8 @@ pub(crate) struct RawMode(Termios);
 
 impl RawMode {
     pub(crate) fn enter() -> Result<Self> {
-        let failed = |errno: nix::errno::Errno| CliError::io("set the terminal to raw mode")(errno.into());
+        let failed =
+            |errno: nix::errno::Errno| CliError::io("set the terminal to raw mode")(errno.into());
         let before = tcgetattr(io::stdin()).map_err(failed)?;
         let mut raw = before.clone();
         cfmakeraw(&mut raw);
@@ -21,7 +22,7 @@ impl RawMode {
 impl Drop for RawMode {
     fn drop(&mut self) {
         // Without a terminal any more there is nothing to give back.
-        drop(tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0));
+        tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0).unwrap_or_default();
     }
 }
 

@@ -11,7 +11,12 @@ use clap::{Args, Parser, Subcommand};
 
 /// Turn Linux machines into a cluster that runs containers.
 #[derive(Debug, Parser)]
-#[command(name = "shoal", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "shoal",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 pub(crate) struct Cli {
     /// Address of the daemon: unix://PATH
     #[arg(

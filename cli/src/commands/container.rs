@@ -1,6 +1,8 @@
 //! Commands on existing containers.
 
-use crate::args::container::{InspectArgs, KillArgs, LogFlags, LogsArgs, Names, PsArgs, RmArgs, StopArgs};
+use crate::args::container::{
+    InspectArgs, KillArgs, LogFlags, LogsArgs, Names, PsArgs, RmArgs, StopArgs,
+};
 use crate::client::{Client, escaped};
 use crate::commands::{filters, for_each, print, print_objects, short_id};
 use crate::error::{CliError, Result};
@@ -59,7 +61,10 @@ pub(crate) async fn ps(client: &Client, args: PsArgs) -> Result<()> {
         columns.push(SIZE_COLUMN);
     }
     let quiet = args.list.quiet.then_some("ID");
-    let style = ListStyle { format: args.list.format.as_deref(), quiet };
+    let style = ListStyle {
+        format: args.list.format.as_deref(),
+        quiet,
+    };
     print(&list::render(&rows, &columns, HEADERS, &style)?)
 }
 
@@ -67,18 +72,36 @@ fn row(container: &ContainerSummary, now: Timestamp, no_trunc: bool) -> Value {
     let id = container.id.clone().unwrap_or_default();
     let created = Timestamp::from_second(container.created.unwrap_or(0)).unwrap_or(now);
     let command = container.command.clone().unwrap_or_default();
-    let command = if no_trunc { command } else { human::ellipsis(&command, COMMAND_WIDTH) };
+    let command = if no_trunc {
+        command
+    } else {
+        human::ellipsis(&command, COMMAND_WIDTH)
+    };
     let names = container.names.clone().unwrap_or_default();
-    let names: Vec<_> = names.iter().map(|name| name.trim_start_matches('/')).collect();
+    let names: Vec<_> = names
+        .iter()
+        .map(|name| name.trim_start_matches('/'))
+        .collect();
     let labels = container.labels.clone().unwrap_or_default();
-    let mut labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let mut labels: Vec<_> = labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     labels.sort();
-    let networks = container.network_settings.clone().and_then(|settings| settings.networks);
+    let networks = container
+        .network_settings
+        .clone()
+        .and_then(|settings| settings.networks);
     let networks: Vec<_> = networks.unwrap_or_default().into_keys().collect();
     let mounts = container.mounts.clone().unwrap_or_default();
-    let mounts: Vec<_> =
-        mounts.into_iter().filter_map(|mount| mount.name.or(mount.source)).collect();
-    let (rw, root) = (container.size_rw.unwrap_or(0), container.size_root_fs.unwrap_or(0));
+    let mounts: Vec<_> = mounts
+        .into_iter()
+        .filter_map(|mount| mount.name.or(mount.source))
+        .collect();
+    let (rw, root) = (
+        container.size_rw.unwrap_or(0),
+        container.size_root_fs.unwrap_or(0),
+    );
     json!({
         "ID": if no_trunc { id } else { short_id(&id) },
         "Image": container.image.clone().unwrap_or_default(),
@@ -100,7 +123,11 @@ fn ports(ports: &[PortSummary]) -> String {
     let mut shown: Vec<String> = ports
         .iter()
         .map(|port| {
-            let protocol = port.typ.as_ref().map(|typ| typ.to_string()).unwrap_or_default();
+            let protocol = port
+                .typ
+                .as_ref()
+                .map(|typ| typ.to_string())
+                .unwrap_or_default();
             let inside = format!("{}/{protocol}", port.private_port);
             match (&port.ip, port.public_port) {
                 (Some(ip), Some(public)) => format!("{ip}:{public}->{inside}"),
@@ -114,7 +141,10 @@ fn ports(ports: &[PortSummary]) -> String {
 
 pub(crate) async fn start(client: &Client, args: Names) -> Result<()> {
     for_each(&args.names, async |name| {
-        client.docker.start_container(name, None::<StartContainerOptions>).await?;
+        client
+            .docker
+            .start_container(name, None::<StartContainerOptions>)
+            .await?;
         print(&format!("{name}\n"))
     })
     .await
@@ -122,7 +152,10 @@ pub(crate) async fn start(client: &Client, args: Names) -> Result<()> {
 
 pub(crate) async fn stop(client: &Client, args: StopArgs) -> Result<()> {
     for_each(&args.names, async |name| {
-        let options = StopContainerOptions { signal: args.signal.clone(), t: args.time };
+        let options = StopContainerOptions {
+            signal: args.signal.clone(),
+            t: args.time,
+        };
         unless_not_modified(client.docker.stop_container(name, Some(options)).await)?;
         print(&format!("{name}\n"))
     })
@@ -139,7 +172,10 @@ fn unless_not_modified(result: std::result::Result<(), bollard::errors::Error>) 
 
 pub(crate) async fn restart(client: &Client, args: StopArgs) -> Result<()> {
     for_each(&args.names, async |name| {
-        let options = RestartContainerOptions { signal: args.signal.clone(), t: args.time };
+        let options = RestartContainerOptions {
+            signal: args.signal.clone(),
+            t: args.time,
+        };
         client.docker.restart_container(name, Some(options)).await?;
         print(&format!("{name}\n"))
     })
@@ -148,7 +184,9 @@ pub(crate) async fn restart(client: &Client, args: StopArgs) -> Result<()> {
 
 pub(crate) async fn kill(client: &Client, args: KillArgs) -> Result<()> {
     for_each(&args.names, async |name| {
-        let options = KillContainerOptions { signal: args.signal.clone() };
+        let options = KillContainerOptions {
+            signal: args.signal.clone(),
+        };
         client.docker.kill_container(name, Some(options)).await?;
         print(&format!("{name}\n"))
     })
@@ -157,7 +195,9 @@ pub(crate) async fn kill(client: &Client, args: KillArgs) -> Result<()> {
 
 pub(crate) async fn wait(client: &Client, args: Names) -> Result<()> {
     for_each(&args.names, async |name| {
-        let options = WaitContainerOptions { condition: "not-running".to_owned() };
+        let options = WaitContainerOptions {
+            condition: "not-running".to_owned(),
+        };
         let code = exit_code(client, name, options).await?;
         print(&format!("{code}\n"))
     })
@@ -174,16 +214,26 @@ pub(crate) async fn exit_code(
     match answers.next().await {
         Some(Ok(answer)) => Ok(answer.status_code),
         Some(Err(bollard::errors::Error::DockerContainerWaitError { error, code })) => {
-            if error.is_empty() { Ok(code) } else { Err(CliError::Protocol(error)) }
+            if error.is_empty() {
+                Ok(code)
+            } else {
+                Err(CliError::Protocol(error))
+            }
         }
         Some(Err(err)) => Err(err.into()),
-        None => Err(CliError::Protocol("the daemon ended before the container".to_owned())),
+        None => Err(CliError::Protocol(
+            "the daemon ended before the container".to_owned(),
+        )),
     }
 }
 
 pub(crate) async fn rm(client: &Client, args: RmArgs) -> Result<()> {
     for_each(&args.names, async |name| {
-        let options = RemoveContainerOptions { v: args.volumes, force: args.force, link: false };
+        let options = RemoveContainerOptions {
+            v: args.volumes,
+            force: args.force,
+            link: false,
+        };
         client.docker.remove_container(name, Some(options)).await?;
         print(&format!("{name}\n"))
     })
@@ -200,7 +250,11 @@ pub(crate) async fn inspect(client: &Client, args: InspectArgs) -> Result<()> {
         }
     }
     print_objects(&found, &args.format)?;
-    if errors.is_empty() { Ok(()) } else { Err(CliError::Several(errors.join("\n"))) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(CliError::Several(errors.join("\n")))
+    }
 }
 
 /// The first object of that name among the kinds, in docker's order.
@@ -210,32 +264,48 @@ async fn inspect_one(client: &Client, name: &str, kind: Option<&str>) -> Result<
         && !KINDS.contains(&kind)
     {
         let known = KINDS.join(", ");
-        return Err(CliError::Usage(format!("unknown type '{kind}': expected one of {known}")));
+        return Err(CliError::Usage(format!(
+            "unknown type '{kind}': expected one of {known}"
+        )));
     }
     let docker = &client.docker;
-    for tried in KINDS.into_iter().filter(|tried| kind.is_none_or(|kind| kind == *tried)) {
+    for tried in KINDS
+        .into_iter()
+        .filter(|tried| kind.is_none_or(|kind| kind == *tried))
+    {
         let value = match tried {
             "container" => {
                 let options = None::<InspectContainerOptions>;
-                docker.inspect_container(name, options).await.map(serde_json::to_value)
+                docker
+                    .inspect_container(name, options)
+                    .await
+                    .map(serde_json::to_value)
             }
             "image" => docker.inspect_image(name).await.map(serde_json::to_value),
             "volume" => docker.inspect_volume(name).await.map(serde_json::to_value),
             "node" => docker.inspect_node(name).await.map(serde_json::to_value),
             "service" => {
                 let options = None::<InspectServiceOptions>;
-                docker.inspect_service(name, options).await.map(serde_json::to_value)
+                docker
+                    .inspect_service(name, options)
+                    .await
+                    .map(serde_json::to_value)
             }
             _ => docker.inspect_task(name).await.map(serde_json::to_value),
         };
         match value.map_err(CliError::from) {
             Ok(value) => return value.map_err(|err| CliError::Protocol(err.to_string())),
             // 503: not part of a cluster, so it has no such objects.
-            Err(CliError::Daemon { status: 404 | 503, .. }) => {}
+            Err(CliError::Daemon {
+                status: 404 | 503, ..
+            }) => {}
             Err(error) => return Err(error),
         }
     }
-    Err(CliError::Daemon { status: 404, message: format!("No such object: {name}") })
+    Err(CliError::Daemon {
+        status: 404,
+        message: format!("No such object: {name}"),
+    })
 }
 
 /// `--since` and `--until`: a time, seconds since 1970, or a duration before now; nanoseconds since 1970.
@@ -278,7 +348,11 @@ pub(crate) fn log_query(flags: &LogFlags, details: bool) -> Result<String> {
     );
     if let Some(since) = &flags.since {
         let at = point_in_time("--since", since)?;
-        query.push_str(&format!("&since={}.{:09}", at / 1_000_000_000, at % 1_000_000_000));
+        query.push_str(&format!(
+            "&since={}.{:09}",
+            at / 1_000_000_000,
+            at % 1_000_000_000
+        ));
     }
     Ok(query)
 }
@@ -287,11 +361,21 @@ pub(crate) async fn logs(client: &Client, args: LogsArgs) -> Result<()> {
     let mut query = log_query(&args.logs, false)?;
     if let Some(until) = &args.until {
         let at = point_in_time("--until", until)?;
-        query.push_str(&format!("&until={}.{:09}", at / 1_000_000_000, at % 1_000_000_000));
+        query.push_str(&format!(
+            "&until={}.{:09}",
+            at / 1_000_000_000,
+            at % 1_000_000_000
+        ));
     }
     let options = None::<InspectContainerOptions>;
-    let container = client.docker.inspect_container(&args.container, options).await?;
-    let tty = container.config.and_then(|config| config.tty).unwrap_or(false);
+    let container = client
+        .docker
+        .inspect_container(&args.container, options)
+        .await?;
+    let tty = container
+        .config
+        .and_then(|config| config.tty)
+        .unwrap_or(false);
     let path = format!("/containers/{}/logs?{query}", escaped(&args.container));
     if tty {
         let mut chunks = client.docker_stream(&path).await?;
@@ -337,17 +421,18 @@ pub(crate) async fn multiplexed(
     path: &str,
 ) -> Result<impl Stream<Item = Result<LogOutput>> + Unpin + use<>> {
     let chunks = client.docker_stream(path).await?;
-    let frames = futures_util::stream::unfold((chunks, Vec::new()), |(mut chunks, mut buffer)| async {
-        loop {
-            if let Some(frame) = take_frame(&mut buffer) {
-                return Some((Ok(frame), (chunks, buffer)));
+    let frames =
+        futures_util::stream::unfold((chunks, Vec::new()), |(mut chunks, mut buffer)| async {
+            loop {
+                if let Some(frame) = take_frame(&mut buffer) {
+                    return Some((Ok(frame), (chunks, buffer)));
+                }
+                match chunks.next().await? {
+                    Ok(chunk) => buffer.extend_from_slice(&chunk),
+                    Err(error) => return Some((Err(error), (chunks, buffer))),
+                }
             }
-            match chunks.next().await? {
-                Ok(chunk) => buffer.extend_from_slice(&chunk),
-                Err(error) => return Some((Err(error), (chunks, buffer))),
-            }
-        }
-    });
+        });
     Ok(Box::pin(frames))
 }
 
@@ -355,7 +440,10 @@ fn take_frame(buffer: &mut Vec<u8>) -> Option<LogOutput> {
     const HEADER_BYTES: usize = 8;
     let header: [u8; HEADER_BYTES] = buffer.get(..HEADER_BYTES)?.try_into().ok()?;
     let length = u32::from_be_bytes([header[4], header[5], header[6], header[7]]) as usize;
-    let message = buffer.get(HEADER_BYTES..HEADER_BYTES + length)?.to_vec().into();
+    let message = buffer
+        .get(HEADER_BYTES..HEADER_BYTES + length)?
+        .to_vec()
+        .into();
     buffer.drain(..HEADER_BYTES + length);
     Some(match header[0] {
         2 => LogOutput::StdErr { message },
@@ -368,13 +456,18 @@ pub(crate) fn print_service_line(
     output: LogOutput,
     labels: Option<&BTreeMap<String, String>>,
 ) -> Result<()> {
-    let Some(labels) = labels else { return print_output(&output) };
+    let Some(labels) = labels else {
+        return print_output(&output);
+    };
     let stderr = matches!(output, LogOutput::StdErr { .. });
     let bytes = output.into_bytes();
     let text = String::from_utf8_lossy(&bytes);
     // With timestamps the time comes first, then the details.
     let mut words = text.splitn(3, ' ');
-    let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let (first, second) = (
+        words.next().unwrap_or_default(),
+        words.next().unwrap_or_default(),
+    );
     let (time, details, message) = if first.contains("com.docker.swarm.") {
         (None, first, text.get(first.len() + 1..).unwrap_or_default())
     } else {
@@ -384,8 +477,15 @@ pub(crate) fn print_service_line(
         .split(',')
         .find_map(|detail| detail.strip_prefix("com.docker.swarm.task.id="))
         .unwrap_or_default();
-    let width = labels.values().map(|label| label.chars().count()).max().unwrap_or(0);
+    let width = labels
+        .values()
+        .map(|label| label.chars().count())
+        .max()
+        .unwrap_or(0);
     let label = labels.get(task).map_or(task, String::as_str);
     let time = time.map(|time| format!("{time} ")).unwrap_or_default();
-    write_out(format!("{label:width$}    | {time}{message}").as_bytes(), stderr)
+    write_out(
+        format!("{label:width$}    | {time}{message}").as_bytes(),
+        stderr,
+    )
 }

@@ -52,14 +52,22 @@ pub(crate) struct Refusal {
 }
 
 pub(crate) async fn explain(client: &Client, service: &str) -> Result<Explanation> {
-    client.own(Method::GET, &format!("/services/{}/explain", escaped(service))).await
+    client
+        .own(
+            Method::GET,
+            &format!("/services/{}/explain", escaped(service)),
+        )
+        .await
 }
 
 /// The explanation as text.
 pub(crate) fn explanation_text(explanation: &Explanation) -> String {
     let mut text = format!("{}\n", explanation.summary);
     for task in &explanation.tasks {
-        text.push_str(&format!("\n{} ({}): {}\n", task.name, task.state, task.reason));
+        text.push_str(&format!(
+            "\n{} ({}): {}\n",
+            task.name, task.state, task.reason
+        ));
         if !task.fix.is_empty() {
             text.push_str(&format!("  way out: {}\n", task.fix));
         }
@@ -101,7 +109,9 @@ pub(crate) async fn wait(client: &Client, service: &str, quiet: bool) -> Result<
         }
         display.show(&progress)?;
         if let Some(reason) = &progress.failed {
-            return Err(CliError::NotConverged(format!("service {service}: {reason}")));
+            return Err(CliError::NotConverged(format!(
+                "service {service}: {reason}"
+            )));
         }
         if progress.done {
             return display.finish();
@@ -116,8 +126,10 @@ pub(crate) async fn wait(client: &Client, service: &str, quiet: bool) -> Result<
 }
 
 async fn look(client: &Client, service: &str) -> Result<Progress> {
-    let object =
-        client.docker.inspect_service(service, None::<InspectServiceOptions>).await?;
+    let object = client
+        .docker
+        .inspect_service(service, None::<InspectServiceOptions>)
+        .await?;
     let id = object.id.clone().unwrap_or_default();
     let filter = HashMap::from([("service".to_owned(), vec![id])]);
     let tasks = tasks::fetch(client, filter).await?;
@@ -132,30 +144,56 @@ async fn look(client: &Client, service: &str) -> Result<Progress> {
     let failed = match update.state {
         Some(
             ServiceUpdateStatusStateEnum::PAUSED | ServiceUpdateStatusStateEnum::ROLLBACK_PAUSED,
-        ) => Some(format!("update paused: {}", update.message.unwrap_or_default())),
-        Some(ServiceUpdateStatusStateEnum::ROLLBACK_COMPLETED) => {
-            Some(format!("update rolled back: {}", update.message.unwrap_or_default()))
-        }
+        ) => Some(format!(
+            "update paused: {}",
+            update.message.unwrap_or_default()
+        )),
+        Some(ServiceUpdateStatusStateEnum::ROLLBACK_COMPLETED) => Some(format!(
+            "update rolled back: {}",
+            update.message.unwrap_or_default()
+        )),
         _ => None,
     };
     let updating = matches!(
         update.state,
-        Some(ServiceUpdateStatusStateEnum::UPDATING | ServiceUpdateStatusStateEnum::ROLLBACK_STARTED)
+        Some(
+            ServiceUpdateStatusStateEnum::UPDATING | ServiceUpdateStatusStateEnum::ROLLBACK_STARTED
+        )
     );
-    let wanted: Vec<&Task> =
-        tasks.iter().filter(|task| task.desired_state == Some(TaskState::RUNNING)).collect();
+    let wanted: Vec<&Task> = tasks
+        .iter()
+        .filter(|task| task.desired_state == Some(TaskState::RUNNING))
+        .collect();
     let state = |task: &Task| task.status.as_ref().and_then(|status| status.state);
-    let running = wanted.iter().filter(|task| state(task) == Some(TaskState::RUNNING)).count();
-    let desired = if global { wanted.len() as u64 } else { replicas };
+    let running = wanted
+        .iter()
+        .filter(|task| state(task) == Some(TaskState::RUNNING))
+        .count();
+    let desired = if global {
+        wanted.len() as u64
+    } else {
+        replicas
+    };
     let slots = wanted
         .iter()
         .map(|task| {
             let name = task.name.clone().unwrap_or_default();
-            (name, state(task).map(|state| state.to_string()).unwrap_or_default())
+            (
+                name,
+                state(task)
+                    .map(|state| state.to_string())
+                    .unwrap_or_default(),
+            )
         })
         .collect();
     let complete = running as u64 == desired && wanted.len() as u64 == desired;
-    Ok(Progress { desired, running: running as u64, done: complete && !updating, failed, slots })
+    Ok(Progress {
+        desired,
+        running: running as u64,
+        done: complete && !updating,
+        failed,
+        slots,
+    })
 }
 
 /// Announcements of changes; without them the loop looks again by time.
@@ -167,7 +205,9 @@ impl Changes {
     async fn open(client: &Client, service: &str) -> Self {
         let path = format!("/watch?service={}", escaped(service));
         let response = client.own_request(Method::GET, &path).await;
-        Self { body: response.ok().map(hyper::Response::into_body) }
+        Self {
+            body: response.ok().map(hyper::Response::into_body),
+        }
     }
 
     async fn next(&mut self) {
@@ -191,7 +231,11 @@ struct Display {
 
 impl Display {
     fn new(quiet: bool) -> Self {
-        Self { live: !quiet && std::io::stderr().is_terminal(), quiet, shown: String::new() }
+        Self {
+            live: !quiet && std::io::stderr().is_terminal(),
+            quiet,
+            shown: String::new(),
+        }
     }
 
     fn show(&mut self, progress: &Progress) -> Result<()> {
@@ -202,10 +246,14 @@ impl Display {
         for state in progress.slots.values() {
             *states.entry(state).or_default() += 1;
         }
-        let states = states.iter().map(|(state, count)| format!("{count} {state}"));
+        let states = states
+            .iter()
+            .map(|(state, count)| format!("{count} {state}"));
         let states = states.collect::<Vec<_>>().join(", ");
-        let line =
-            format!("overall progress: {} out of {} tasks  [{states}]", progress.running, progress.desired);
+        let line = format!(
+            "overall progress: {} out of {} tasks  [{states}]",
+            progress.running, progress.desired
+        );
         if line != self.shown {
             self.write(&format!("\r\x1b[K{line}"))?;
             self.shown = line;

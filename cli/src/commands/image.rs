@@ -48,7 +48,11 @@ fn canonical(image: &str) -> String {
         (false, false) => format!("docker.io/{image}"),
     };
     let last = name.rsplit('/').next().unwrap_or_default();
-    if last.contains([':', '@']) { name } else { format!("{name}:latest") }
+    if last.contains([':', '@']) {
+        name
+    } else {
+        format!("{name}:latest")
+    }
 }
 
 /// Lets the daemon download an image, with its progress on standard error.
@@ -61,7 +65,11 @@ pub(crate) async fn pull_reference(
     let options = CreateImageOptions {
         from_image: Some(image.to_owned()),
         // Without a tag the API means every tag.
-        tag: Some(if has_tag(image) { String::new() } else { "latest".to_owned() }),
+        tag: Some(if has_tag(image) {
+            String::new()
+        } else {
+            "latest".to_owned()
+        }),
         platform: platform.unwrap_or_default().to_owned(),
         ..CreateImageOptions::default()
     };
@@ -70,7 +78,11 @@ pub(crate) async fn pull_reference(
 }
 
 fn has_tag(image: &str) -> bool {
-    image.rsplit('/').next().unwrap_or_default().contains([':', '@'])
+    image
+        .rsplit('/')
+        .next()
+        .unwrap_or_default()
+        .contains([':', '@'])
 }
 
 /// Shows a line per layer: written over on a terminal, only milestones otherwise.
@@ -84,9 +96,14 @@ async fn show_progress(
     while let Some(info) = progress.next().await {
         let info = info?;
         if let Some(message) = info.error_detail.and_then(|detail| detail.message) {
-            return Err(CliError::Daemon { status: 500, message });
+            return Err(CliError::Daemon {
+                status: 500,
+                message,
+            });
         }
-        let Some(status) = info.status.filter(|_| !quiet) else { continue };
+        let Some(status) = info.status.filter(|_| !quiet) else {
+            continue;
+        };
         let detail = info.progress_detail.unwrap_or_default();
         match (info.id, detail.current.filter(|current| *current > 0)) {
             (None, _) => eprintln!("{status}"),
@@ -97,7 +114,11 @@ async fn show_progress(
             }
             (Some(id), Some(current)) if live => {
                 let total = detail.total.unwrap_or(0);
-                eprint!("\r\x1b[K{id}: {status} {}/{}\r", human::size(current), human::size(total));
+                eprint!(
+                    "\r\x1b[K{id}: {status} {}/{}\r",
+                    human::size(current),
+                    human::size(total)
+                );
             }
             (Some(_), Some(_)) => {}
         }
@@ -108,7 +129,10 @@ async fn show_progress(
 pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Result<()> {
     let mut wanted = filters(&args.list.filters)?.unwrap_or_default();
     if let Some(repository) = &args.repository {
-        wanted.entry("reference".to_owned()).or_default().push(repository.clone());
+        wanted
+            .entry("reference".to_owned())
+            .or_default()
+            .push(repository.clone());
     }
     let options = ListImagesOptions {
         all: args.all,
@@ -129,15 +153,21 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Result<()> {
         columns.insert(2, DIGEST_COLUMN);
     }
     let quiet = args.list.quiet.then_some("ID");
-    let style = ListStyle { format: args.list.format.as_deref(), quiet };
+    let style = ListStyle {
+        format: args.list.format.as_deref(),
+        quiet,
+    };
     print(&list::render(&rows, &columns, HEADERS, &style)?)
 }
 
 /// One row for each name of an image; one without a name if it has none.
 fn rows_of(image: &ImageSummary, now: Timestamp, no_trunc: bool) -> Vec<serde_json::Value> {
     let created = Timestamp::from_second(image.created).unwrap_or(now);
-    let digests: HashMap<&str, &str> =
-        image.repo_digests.iter().filter_map(|text| text.split_once('@')).collect();
+    let digests: HashMap<&str, &str> = image
+        .repo_digests
+        .iter()
+        .filter_map(|text| text.split_once('@'))
+        .collect();
     let names: Vec<(String, String)> = match image.repo_tags.as_slice() {
         [] => {
             let repository = digests.keys().next().copied().unwrap_or("<none>");
@@ -152,7 +182,10 @@ fn rows_of(image: &ImageSummary, now: Timestamp, no_trunc: bool) -> Vec<serde_js
             .collect(),
     };
     let row = |(repository, tag): (String, String)| {
-        let digest = digests.get(repository.as_str()).copied().unwrap_or("<none>");
+        let digest = digests
+            .get(repository.as_str())
+            .copied()
+            .unwrap_or("<none>");
         json!({
             "Digest": digest,
             "Repository": repository,
@@ -168,8 +201,14 @@ fn rows_of(image: &ImageSummary, now: Timestamp, no_trunc: bool) -> Vec<serde_js
 
 pub(crate) async fn rmi(client: &Client, args: RmiArgs) -> Result<()> {
     for_each(&args.images, async |name| {
-        let options = RemoveImageOptions { force: args.force, ..RemoveImageOptions::default() };
-        let removed = client.docker.remove_image(name, Some(options), None).await?;
+        let options = RemoveImageOptions {
+            force: args.force,
+            ..RemoveImageOptions::default()
+        };
+        let removed = client
+            .docker
+            .remove_image(name, Some(options), None)
+            .await?;
         for item in removed {
             if let Some(untagged) = item.untagged {
                 print(&format!("Untagged: {untagged}\n"))?;
@@ -185,7 +224,10 @@ pub(crate) async fn rmi(client: &Client, args: RmiArgs) -> Result<()> {
 
 pub(crate) async fn tag(client: &Client, args: TagArgs) -> Result<()> {
     let (repository, tag) = split_tag(&args.target);
-    let options = TagImageOptions { repo: Some(repository), tag: Some(tag) };
+    let options = TagImageOptions {
+        repo: Some(repository),
+        tag: Some(tag),
+    };
     Ok(client.docker.tag_image(&args.source, Some(options)).await?)
 }
 
@@ -215,13 +257,19 @@ pub(crate) async fn load(client: &Client, args: LoadArgs) -> Result<()> {
         let text = "requested load from stdin, but stdin is empty";
         return Err(CliError::Usage(text.to_owned()));
     }
-    let options = ImportImageOptions { quiet: args.quiet, ..ImportImageOptions::default() };
+    let options = ImportImageOptions {
+        quiet: args.quiet,
+        ..ImportImageOptions::default()
+    };
     let body = body_try_stream(pieces(args.input.as_deref()).await?);
     let mut answers = std::pin::pin!(client.docker.import_image(options, body, None));
     while let Some(answer) = answers.next().await {
         let answer = answer?;
         if let Some(message) = answer.error_detail.and_then(|detail| detail.message) {
-            return Err(CliError::Daemon { status: 500, message });
+            return Err(CliError::Daemon {
+                status: 500,
+                message,
+            });
         }
         if let Some(text) = answer.stream {
             print(&text)?;
@@ -252,7 +300,10 @@ pub(crate) async fn import(client: &Client, args: ImportArgs) -> Result<()> {
     while let Some(answer) = answers.next().await {
         let answer = answer?;
         if let Some(message) = answer.error_detail.and_then(|detail| detail.message) {
-            return Err(CliError::Daemon { status: 500, message });
+            return Err(CliError::Daemon {
+                status: 500,
+                message,
+            });
         }
         if let Some(status) = answer.status.filter(|status| status.starts_with("sha256:")) {
             print(&format!("{status}\n"))?;

@@ -58,9 +58,9 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<()> {
         Command::Completion { .. }
         | Command::Daemon(_)
         | Command::Playground(_)
-        | Command::Shim(_) => {
-            Err(CliError::Usage("this command does not talk to a daemon".to_owned()))
-        }
+        | Command::Shim(_) => Err(CliError::Usage(
+            "this command does not talk to a daemon".to_owned(),
+        )),
     }
 }
 
@@ -81,7 +81,10 @@ pub(crate) fn filters(texts: &[String]) -> Result<Option<HashMap<String, Vec<Str
             let text = format!("invalid filter '{text}': expected KEY=VALUE");
             return Err(CliError::Usage(text));
         };
-        filters.entry(key.trim().to_lowercase()).or_default().push(value.trim().to_owned());
+        filters
+            .entry(key.trim().to_lowercase())
+            .or_default()
+            .push(value.trim().to_owned());
     }
     Ok((!filters.is_empty()).then_some(filters))
 }
@@ -90,7 +93,7 @@ pub(crate) fn filters(texts: &[String]) -> Result<Option<HashMap<String, Vec<Str
 pub(crate) fn print_objects<T: Serialize>(objects: &[T], format: &FormatArgs) -> Result<()> {
     let values = objects
         .iter()
-        .map(|object| serde_json::to_value(object))
+        .map(serde_json::to_value)
         .collect::<std::result::Result<Vec<Value>, _>>()
         .map_err(|err| CliError::Protocol(err.to_string()))?;
     match format.format.as_deref() {
@@ -99,12 +102,12 @@ pub(crate) fn print_objects<T: Serialize>(objects: &[T], format: &FormatArgs) ->
                 .map_err(|err| CliError::Protocol(err.to_string()))?;
             print(&indented_by_four(&text))
         }
-        Some("json") => {
-            print(&(serde_json::Value::Array(values).to_string() + "\n"))
-        }
+        Some("json") => print(&(serde_json::Value::Array(values).to_string() + "\n")),
         Some(template) => {
             let format = Format::parse(template)?;
-            values.iter().try_for_each(|value| print(&(format.render(value)? + "\n")))
+            values
+                .iter()
+                .try_for_each(|value| print(&(format.render(value)? + "\n")))
         }
     }
 }
@@ -128,7 +131,11 @@ where
             errors.extend(error.text());
         }
     }
-    if errors.is_empty() { Ok(()) } else { Err(CliError::Several(errors.join("\n"))) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(CliError::Several(errors.join("\n")))
+    }
 }
 
 /// The first twelve characters of an id, without its algorithm.

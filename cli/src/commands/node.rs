@@ -25,10 +25,19 @@ const HEADERS: &[Column] = &[("ID", "ID"), ("SELF", "Self"), ("TLS STATUS", "TLS
 pub(crate) async fn dispatch(client: &Client, command: NodeCommand) -> Result<()> {
     match command {
         NodeCommand::Ls(args) => ls(client, args).await,
-        NodeCommand::Inspect { format, pretty, nodes } => {
+        NodeCommand::Inspect {
+            format,
+            pretty,
+            nodes,
+        } => {
             let mut found = Vec::new();
             for name in &nodes {
-                found.push(client.docker.inspect_node(&resolved(client, name).await?).await?);
+                found.push(
+                    client
+                        .docker
+                        .inspect_node(&resolved(client, name).await?)
+                        .await?,
+                );
             }
             if pretty {
                 return found.iter().try_for_each(|node| print(&pretty_text(node)));
@@ -36,16 +45,29 @@ pub(crate) async fn dispatch(client: &Client, command: NodeCommand) -> Result<()
             print_objects(&found, &format)
         }
         NodeCommand::Ps { list, nodes } => {
-            let nodes = if nodes.is_empty() { vec!["self".to_owned()] } else { nodes };
+            let nodes = if nodes.is_empty() {
+                vec!["self".to_owned()]
+            } else {
+                nodes
+            };
             let mut ids = Vec::new();
             for name in &nodes {
-                let node = client.docker.inspect_node(&resolved(client, name).await?).await?;
+                let node = client
+                    .docker
+                    .inspect_node(&resolved(client, name).await?)
+                    .await?;
                 ids.extend(node.id);
             }
             tasks::print_tasks(client, "node", &ids, &list, true).await
         }
         NodeCommand::Promote { nodes } => {
-            set_role(client, &nodes, NodeSpecRoleEnum::MANAGER, "promoted to a manager").await
+            set_role(
+                client,
+                &nodes,
+                NodeSpecRoleEnum::MANAGER,
+                "promoted to a manager",
+            )
+            .await
         }
         NodeCommand::Demote { nodes } => {
             set_role(client, &nodes, NodeSpecRoleEnum::WORKER, "demoted").await
@@ -74,11 +96,16 @@ async fn resolved(client: &Client, name: &str) -> Result<String> {
 
 async fn own_id(client: &Client) -> Result<Option<String>> {
     let info = client.docker.info().await?;
-    Ok(info.swarm.and_then(|swarm| swarm.node_id).filter(|id| !id.is_empty()))
+    Ok(info
+        .swarm
+        .and_then(|swarm| swarm.node_id)
+        .filter(|id| !id.is_empty()))
 }
 
 async fn ls(client: &Client, args: ListArgs) -> Result<()> {
-    let options = ListNodesOptions { filters: filters(&args.filters)? };
+    let options = ListNodesOptions {
+        filters: filters(&args.filters)?,
+    };
     let mut nodes = client.docker.list_nodes(Some(options)).await?;
     let own = own_id(client).await?;
     nodes.sort_by_key(hostname);
@@ -86,26 +113,38 @@ async fn ls(client: &Client, args: ListArgs) -> Result<()> {
         .iter()
         .filter_map(|node| row(node, own.as_deref()).as_object().cloned())
         .collect();
-    let style = ListStyle { format: args.format.as_deref(), quiet: args.quiet.then_some("ID") };
+    let style = ListStyle {
+        format: args.format.as_deref(),
+        quiet: args.quiet.then_some("ID"),
+    };
     print(&list::render(&rows, COLUMNS, HEADERS, &style)?)
 }
 
 fn hostname(node: &Node) -> String {
-    node.description.as_ref().and_then(|d| d.hostname.clone()).unwrap_or_default()
+    node.description
+        .as_ref()
+        .and_then(|d| d.hostname.clone())
+        .unwrap_or_default()
 }
 
 fn capital(text: &str) -> String {
     let mut letters = text.chars();
-    letters
-        .next()
-        .map_or_else(String::new, |first| first.to_uppercase().collect::<String>() + letters.as_str())
+    letters.next().map_or_else(String::new, |first| {
+        first.to_uppercase().collect::<String>() + letters.as_str()
+    })
 }
 
 fn row(node: &Node, own: Option<&str>) -> serde_json::Value {
     let id = node.id.clone().unwrap_or_default();
     let is_self = own == Some(id.as_str());
-    let state = node.status.as_ref().and_then(|status| status.state.as_ref());
-    let availability = node.spec.as_ref().and_then(|spec| spec.availability.as_ref());
+    let state = node
+        .status
+        .as_ref()
+        .and_then(|status| status.state.as_ref());
+    let availability = node
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.availability.as_ref());
     let manager = node.manager_status.as_ref().map(|manager| {
         match (manager.leader, manager.reachability.as_ref()) {
             (Some(true), _) => "Leader".to_owned(),
@@ -120,7 +159,7 @@ fn row(node: &Node, own: Option<&str>) -> serde_json::Value {
         "Self": is_self,
         "Hostname": hostname(node),
         "Status": state.map(|state| capital(&state.to_string())).unwrap_or_default(),
-        "Availability": availability.map(|a| capital(&a.to_string())).unwrap_or_default(),
+        "Availability": availability.map(|a| capital(a.as_ref())).unwrap_or_default(),
         "ManagerStatus": manager.unwrap_or_default(),
         "EngineVersion": engine.and_then(|e| e.engine_version.clone()).unwrap_or_default(),
         "TLSStatus": "Ready",
@@ -133,13 +172,25 @@ fn pretty_text(node: &Node) -> String {
     let spec = node.spec.clone().unwrap_or_default();
     line("ID", node.id.clone().unwrap_or_default());
     line("Hostname", hostname(node));
-    line("Role", spec.role.map(|role| role.to_string()).unwrap_or_default());
-    line("Availability", spec.availability.map(|a| a.to_string()).unwrap_or_default());
+    line(
+        "Role",
+        spec.role.map(|role| role.to_string()).unwrap_or_default(),
+    );
+    line(
+        "Availability",
+        spec.availability.map(|a| a.to_string()).unwrap_or_default(),
+    );
     for (key, value) in spec.labels.unwrap_or_default() {
         line("Label", format!("{key}={value}"));
     }
     if let Some(status) = &node.status {
-        line("State", status.state.map(|state| state.to_string()).unwrap_or_default());
+        line(
+            "State",
+            status
+                .state
+                .map(|state| state.to_string())
+                .unwrap_or_default(),
+        );
         line("Message", status.message.clone().unwrap_or_default());
         line("Address", status.addr.clone().unwrap_or_default());
     }
@@ -148,8 +199,14 @@ fn pretty_text(node: &Node) -> String {
         line("Leader", manager.leader.unwrap_or(false).to_string());
     }
     if let Some(resources) = node.description.as_ref().and_then(|d| d.resources.as_ref()) {
-        line("CPUs", (resources.nano_cpus.unwrap_or(0) / 1_000_000_000).to_string());
-        line("Memory", human::binary_size(resources.memory_bytes.unwrap_or(0)));
+        line(
+            "CPUs",
+            (resources.nano_cpus.unwrap_or(0) / 1_000_000_000).to_string(),
+        );
+        line(
+            "Memory",
+            human::binary_size(resources.memory_bytes.unwrap_or(0)),
+        );
     }
     text + "\n"
 }
@@ -160,7 +217,10 @@ async fn change(
     name: &str,
     work: impl FnOnce(&mut NodeSpec) -> bool,
 ) -> Result<bool> {
-    let node = client.docker.inspect_node(&resolved(client, name).await?).await?;
+    let node = client
+        .docker
+        .inspect_node(&resolved(client, name).await?)
+        .await?;
     let mut spec = node.spec.unwrap_or_default();
     if !work(&mut spec) {
         return Ok(false);
@@ -169,7 +229,10 @@ async fn change(
     let version = i64::try_from(version)
         .map_err(|_| CliError::Protocol(format!("version {version} is too large")))?;
     let id = node.id.unwrap_or_default();
-    client.docker.update_node(&id, spec, UpdateNodeOptions { version }).await?;
+    client
+        .docker
+        .update_node(&id, spec, UpdateNodeOptions { version })
+        .await?;
     Ok(true)
 }
 

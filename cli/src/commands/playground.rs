@@ -29,16 +29,26 @@ pub(crate) async fn dispatch(command: PlaygroundCommand) -> Result<()> {
             let shown = shoal_playground::demo(own_program()?, place.dir).await;
             shown.map_err(|error| failed(&error))
         }
-        PlaygroundCommand::Up { place, managers, workers } => {
+        PlaygroundCommand::Up {
+            place,
+            managers,
+            workers,
+        } => {
             check_machine().map_err(|error| failed(&error))?;
-            up(place.dir, managers, workers).await.map_err(|error| failed(&error))
-        }
-        PlaygroundCommand::Exec { place, name, command } => {
-            exec(&place.dir, &name, &command).await
-        }
-        PlaygroundCommand::Kill { place, name } => {
-            change_host(&place.dir, &name, async |state, name| state.host_mut(name)?.kill().await)
+            up(place.dir, managers, workers)
                 .await
+                .map_err(|error| failed(&error))
+        }
+        PlaygroundCommand::Exec {
+            place,
+            name,
+            command,
+        } => exec(&place.dir, &name, &command).await,
+        PlaygroundCommand::Kill { place, name } => {
+            change_host(&place.dir, &name, async |state, name| {
+                state.host_mut(name)?.kill().await
+            })
+            .await
         }
         PlaygroundCommand::Start { place, name } => {
             change_host(&place.dir, &name, async |state, name| {
@@ -56,9 +66,9 @@ pub(crate) async fn dispatch(command: PlaygroundCommand) -> Result<()> {
         }
         PlaygroundCommand::HostInit { .. }
         | PlaygroundCommand::Enter { .. }
-        | PlaygroundCommand::Web { .. } => {
-            Err(CliError::Usage("this command is for the playground itself".to_owned()))
-        }
+        | PlaygroundCommand::Web { .. } => Err(CliError::Usage(
+            "this command is for the playground itself".to_owned(),
+        )),
     }
 }
 
@@ -69,7 +79,14 @@ async fn up(dir: PathBuf, managers: u8, workers: u8) -> std::result::Result<(), 
         err,
     })?;
     let daemon = DaemonOptions::default();
-    let options = ClusterOptions { dir, exe, managers, workers, tethered: false, daemon };
+    let options = ClusterOptions {
+        dir,
+        exe,
+        managers,
+        workers,
+        tethered: false,
+        daemon,
+    };
     let cluster = Cluster::power_on(options).await?;
     if let Err(error) = cluster.join_all().await {
         // The first error is the one to tell.
@@ -78,7 +95,10 @@ async fn up(dir: PathBuf, managers: u8, workers: u8) -> std::result::Result<(), 
     }
     println!("{managers} managers and {workers} workers are up. Try:");
     println!("  shoal playground exec manager1 shoal node ls");
-    println!("  shoal -H unix://{} node ls", cluster.host("manager1")?.socket().display());
+    println!(
+        "  shoal -H unix://{} node ls",
+        cluster.host("manager1")?.socket().display()
+    );
     println!("  shoal playground down");
     Ok(())
 }
@@ -88,21 +108,34 @@ async fn exec(dir: &Path, name: &str, command: &[std::ffi::OsString]) -> Result<
     let state = State::load(dir).map_err(|error| failed(&error))?;
     let host = state.host(name).map_err(|error| failed(&error))?;
     if host.init_pid.is_none() {
-        return Err(CliError::NotConverged(format!("host `{name}` is switched off")));
+        return Err(CliError::NotConverged(format!(
+            "host `{name}` is switched off"
+        )));
     }
     let own = own_program()?.into_os_string();
-    let argv = command.iter().enumerate().map(|(place, word)| match (place, word.to_str()) {
-        (0, Some("shoal")) => own.clone(),
-        _ => word.clone(),
-    });
+    let argv = command
+        .iter()
+        .enumerate()
+        .map(|(place, word)| match (place, word.to_str()) {
+            (0, Some("shoal")) => own.clone(),
+            _ => word.clone(),
+        });
     let mut command = host.command(argv);
     command.env("SHOAL_HOST", format!("unix://{}", host.socket().display()));
     command.env("DOCKER_HOST", format!("unix://{}", host.socket().display()));
-    command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
-    let status = command.status().await.map_err(CliError::io("enter the host"))?;
+    command
+        .stdin(Stdio::inherit())
+        .stdout(Stdio::inherit())
+        .stderr(Stdio::inherit());
+    let status = command
+        .status()
+        .await
+        .map_err(CliError::io("enter the host"))?;
     match status.code() {
         Some(0) => Ok(()),
-        code => Err(CliError::Exit(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))),
+        code => Err(CliError::Exit(
+            code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
+        )),
     }
 }
 

@@ -31,14 +31,21 @@ async fn create_container(
         image::pull_reference(client, &flags.image, None, true).await?;
     }
     let options = || {
-        Some(CreateContainerOptions { name: flags.name.clone(), platform: String::new() })
+        Some(CreateContainerOptions {
+            name: flags.name.clone(),
+            platform: String::new(),
+        })
     };
     let body = spec::container::body(flags, attach)?;
-    let created = client.docker.create_container(options(), body.clone()).await;
+    let created = client
+        .docker
+        .create_container(options(), body.clone())
+        .await;
     let created = match created.map_err(CliError::from) {
-        Err(CliError::Daemon { status: 404, message })
-            if flags.pull == PullPolicy::Missing && message.contains("No such image") =>
-        {
+        Err(CliError::Daemon {
+            status: 404,
+            message,
+        }) if flags.pull == PullPolicy::Missing && message.contains("No such image") => {
             eprintln!("Unable to find image '{}' locally", flags.image);
             image::pull_reference(client, &flags.image, None, false).await?;
             client.docker.create_container(options(), body).await?
@@ -52,7 +59,10 @@ async fn create_container(
 }
 
 pub(crate) async fn create(client: &Client, args: CreateArgs) -> Result<()> {
-    let attach = Attach { stdin: args.container.interactive, output: true };
+    let attach = Attach {
+        stdin: args.container.interactive,
+        output: true,
+    };
     let id = create_container(client, &args.container, attach).await?;
     print(&format!("{id}\n"))
 }
@@ -72,8 +82,11 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> Result<()> {
 
 /// 127 when the command is not there, 126 when it can't be run, 125 for everything else.
 fn start_failure_code(error: &CliError) -> u8 {
-    let CliError::Daemon { message, .. } = error else { return EXIT_DAEMON };
-    if message.contains("executable file not found") || message.contains("no such file or directory")
+    let CliError::Daemon { message, .. } = error else {
+        return EXIT_DAEMON;
+    };
+    if message.contains("executable file not found")
+        || message.contains("no such file or directory")
     {
         127
     } else if message.contains("permission denied") || message.contains("is a directory") {
@@ -88,7 +101,10 @@ async fn run_container(client: &Client, args: &RunArgs) -> Result<()> {
     if flags.tty && flags.interactive && !args.detach && !std::io::stdin().is_terminal() {
         return Err(CliError::Usage("the input device is not a TTY".to_owned()));
     }
-    let attach = Attach { stdin: flags.interactive && !args.detach, output: !args.detach };
+    let attach = Attach {
+        stdin: flags.interactive && !args.detach,
+        output: !args.detach,
+    };
     let id = create_container(client, flags, attach).await?;
     if let Some(path) = &args.cidfile {
         std::fs::write(path, &id).map_err(CliError::io(format!("write `{}`", path.display())))?;
@@ -98,14 +114,25 @@ async fn run_container(client: &Client, args: &RunArgs) -> Result<()> {
         return print(&format!("{id}\n"));
     }
     let code = attached(client, &id, args).await?;
-    if code == 0 { Ok(()) } else { Err(CliError::Exit(u8::try_from(code).unwrap_or(u8::MAX))) }
+    if code == 0 {
+        Ok(())
+    } else {
+        Err(CliError::Exit(u8::try_from(code).unwrap_or(u8::MAX)))
+    }
 }
 
 /// Starts a container; a `--rm` one that does not start leaves nothing.
 async fn start(client: &Client, id: &str, remove: bool) -> Result<()> {
-    let started = client.docker.start_container(id, None::<StartContainerOptions>).await;
+    let started = client
+        .docker
+        .start_container(id, None::<StartContainerOptions>)
+        .await;
     if started.is_err() && remove {
-        let options = RemoveContainerOptions { v: true, force: true, link: false };
+        let options = RemoveContainerOptions {
+            v: true,
+            force: true,
+            link: false,
+        };
         // The daemon removes it too; who comes second finds nothing, and the first error is the one to tell.
         drop(client.docker.remove_container(id, Some(options)).await);
     }
@@ -129,34 +156,37 @@ async fn attached(client: &Client, id: &str, args: &RunArgs) -> Result<i64> {
     let waiting = tokio::spawn({
         let (client, id) = (client.clone(), id.to_owned());
         async move {
-            let options = WaitContainerOptions { condition: condition.to_owned() };
+            let options = WaitContainerOptions {
+                condition: condition.to_owned(),
+            };
             container::exit_code(&client, &id, options).await
         }
     });
     start(client, id, flags.rm).await?;
     let _raw = flags.tty.then(RawMode::enter).transpose()?;
     let resizing = flags.tty.then(|| {
-        let (client, id) = (client.clone(), id.to_owned());
-        tokio::spawn(async move {
-            resize_loop(async |h, w| {
-                let options = ResizeContainerTTYOptions { h, w };
-                drop(client.docker.resize_container_tty(&id, options).await);
-            })
-            .await;
-        })
+        tokio::spawn(resize_loop(
+            client.clone(),
+            Resized::Container(id.to_owned()),
+        ))
     });
-    let signals = (!flags.tty).then(|| tokio::spawn(forward_signals(client.clone(), id.to_owned())));
+    let signals =
+        (!flags.tty).then(|| tokio::spawn(forward_signals(client.clone(), id.to_owned())));
     let copied = copy(streams.output, streams.input, flags.interactive).await;
     for task in [resizing, signals].into_iter().flatten() {
         task.abort();
     }
     copied?;
-    waiting.await.map_err(|err| CliError::Protocol(err.to_string()))?
+    waiting
+        .await
+        .map_err(|err| CliError::Protocol(err.to_string()))?
 }
 
 /// Copies between our terminal and the container until the container's output ends.
 async fn copy(
-    mut output: Pin<Box<dyn Stream<Item = std::result::Result<LogOutput, bollard::errors::Error>> + Send>>,
+    mut output: Pin<
+        Box<dyn Stream<Item = std::result::Result<LogOutput, bollard::errors::Error>> + Send>,
+    >,
     mut input: Pin<Box<dyn AsyncWrite + Send>>,
     interactive: bool,
 ) -> Result<()> {
@@ -171,7 +201,9 @@ async fn copy(
     });
     let mut result = Ok(());
     while let Some(chunk) = output.next().await {
-        result = chunk.map_err(CliError::from).and_then(|chunk| container::print_output(&chunk));
+        result = chunk
+            .map_err(CliError::from)
+            .and_then(|chunk| container::print_output(&chunk));
         if result.is_err() {
             break;
         }
@@ -182,12 +214,30 @@ async fn copy(
     result
 }
 
-/// Sends the terminal's size now and whenever it changes.
-async fn resize_loop(mut send: impl AsyncFnMut(i32, i32)) {
-    let Ok(mut changed) = signal(SignalKind::window_change()) else { return };
+/// What has a terminal of its own in the container.
+enum Resized {
+    Container(String),
+    Exec(String),
+}
+
+/// Sends the terminal's size now and whenever it changes. A container that has ended needs no size.
+async fn resize_loop(client: Client, target: Resized) {
+    let Ok(mut changed) = signal(SignalKind::window_change()) else {
+        return;
+    };
     loop {
         if let Some((height, width)) = terminal::size() {
-            send(i32::from(height), i32::from(width)).await;
+            match &target {
+                Resized::Container(id) => {
+                    let (h, w) = (i32::from(height), i32::from(width));
+                    let options = ResizeContainerTTYOptions { h, w };
+                    drop(client.docker.resize_container_tty(id, options).await);
+                }
+                Resized::Exec(id) => {
+                    let options = ResizeExecOptions { height, width };
+                    drop(client.docker.resize_exec(id, options).await);
+                }
+            }
         }
         if changed.recv().await.is_none() {
             return;
@@ -206,7 +256,9 @@ async fn forward_signals(client: Client, id: String) {
         let (mut stream, client, id) = (stream.ok()?, client.clone(), id.clone());
         Some(async move {
             while stream.recv().await.is_some() {
-                let options = KillContainerOptions { signal: name.to_owned() };
+                let options = KillContainerOptions {
+                    signal: name.to_owned(),
+                };
                 drop(client.docker.kill_container(&id, Some(options)).await);
             }
         })
@@ -232,26 +284,33 @@ pub(crate) async fn exec(client: &Client, args: ExecArgs) -> Result<()> {
         ..CreateExecOptions::default()
     };
     let exec = client.docker.create_exec(&args.container, config).await?.id;
-    let options = StartExecOptions { detach: args.detach, tty: args.tty, output_capacity: None };
+    let options = StartExecOptions {
+        detach: args.detach,
+        tty: args.tty,
+        output_capacity: None,
+    };
     let started = client.docker.start_exec(&exec, Some(options)).await?;
-    let StartExecResults::Attached { output, input } = started else { return Ok(()) };
+    let StartExecResults::Attached { output, input } = started else {
+        return Ok(());
+    };
     let _raw = args.tty.then(RawMode::enter).transpose()?;
-    let resizing = args.tty.then(|| {
-        let (client, exec) = (client.clone(), exec.clone());
-        tokio::spawn(async move {
-            resize_loop(async |height, width| {
-                let height = u16::try_from(height).unwrap_or(0);
-                let options = ResizeExecOptions { height, width: u16::try_from(width).unwrap_or(0) };
-                drop(client.docker.resize_exec(&exec, options).await);
-            })
-            .await;
-        })
-    });
+    let resizing = args
+        .tty
+        .then(|| tokio::spawn(resize_loop(client.clone(), Resized::Exec(exec.clone()))));
     let copied = copy(output, input, args.interactive).await;
     if let Some(resizing) = resizing {
         resizing.abort();
     }
     copied?;
-    let code = client.docker.inspect_exec(&exec).await?.exit_code.unwrap_or(0);
-    if code == 0 { Ok(()) } else { Err(CliError::Exit(u8::try_from(code).unwrap_or(u8::MAX))) }
+    let code = client
+        .docker
+        .inspect_exec(&exec)
+        .await?
+        .exit_code
+        .unwrap_or(0);
+    if code == 0 {
+        Ok(())
+    } else {
+        Err(CliError::Exit(u8::try_from(code).unwrap_or(u8::MAX)))
+    }
 }

@@ -1,11 +1,13 @@
 //! `shoal service …`
 
+use crate::args::ListArgs;
 use crate::args::service::{
     CreateArgs, InspectArgs, LogsArgs, RollbackArgs, ScaleArgs, ServiceCommand, UpdateArgs,
 };
-use crate::args::ListArgs;
 use crate::client::{Client, escaped};
-use crate::commands::{container, converge, filters, for_each, print, print_objects, short_id, tasks};
+use crate::commands::{
+    container, converge, filters, for_each, print, print_objects, short_id, tasks,
+};
 use crate::error::{CliError, Result};
 use crate::render::list::{self, Column, ListStyle, Row};
 use crate::spec;
@@ -58,7 +60,11 @@ pub(crate) async fn dispatch(client: &Client, command: ServiceCommand) -> Result
             }
             print(&converge::explanation_text(&explanation))
         }
-        ServiceCommand::RebindVolume { service, slot, volume } => {
+        ServiceCommand::RebindVolume {
+            service,
+            slot,
+            volume,
+        } => {
             let (service_part, volume_part) = (escaped(&service), escaped(&volume));
             let path =
                 format!("/services/{service_part}/rebind-volume?slot={slot}&name={volume_part}");
@@ -69,7 +75,10 @@ pub(crate) async fn dispatch(client: &Client, command: ServiceCommand) -> Result
 }
 
 async fn inspect_one(client: &Client, name: &str) -> Result<Service> {
-    Ok(client.docker.inspect_service(name, None::<InspectServiceOptions>).await?)
+    Ok(client
+        .docker
+        .inspect_service(name, None::<InspectServiceOptions>)
+        .await?)
 }
 
 async fn create(client: &Client, args: CreateArgs) -> Result<()> {
@@ -78,7 +87,9 @@ async fn create(client: &Client, args: CreateArgs) -> Result<()> {
     for warning in answer.warnings.unwrap_or_default() {
         eprintln!("{warning}");
     }
-    let id = answer.id.ok_or_else(|| CliError::Protocol("a service without an id".to_owned()))?;
+    let id = answer
+        .id
+        .ok_or_else(|| CliError::Protocol("a service without an id".to_owned()))?;
     print(&format!("{id}\n"))?;
     if args.flags.detach == Some(true) {
         return Ok(());
@@ -87,12 +98,20 @@ async fn create(client: &Client, args: CreateArgs) -> Result<()> {
 }
 
 async fn ls(client: &Client, args: ListArgs) -> Result<()> {
-    let options = ListServicesOptions { filters: filters(&args.filters)?, status: Some(true) };
+    let options = ListServicesOptions {
+        filters: filters(&args.filters)?,
+        status: Some(true),
+    };
     let mut services = client.docker.list_services(Some(options)).await?;
     services.sort_by_key(|service| service.spec.as_ref().and_then(|spec| spec.name.clone()));
-    let rows: Vec<Row> =
-        services.iter().filter_map(|service| row(service, args.no_trunc).as_object().cloned()).collect();
-    let style = ListStyle { format: args.format.as_deref(), quiet: args.quiet.then_some("ID") };
+    let rows: Vec<Row> = services
+        .iter()
+        .filter_map(|service| row(service, args.no_trunc).as_object().cloned())
+        .collect();
+    let style = ListStyle {
+        format: args.format.as_deref(),
+        quiet: args.quiet.then_some("ID"),
+    };
     print(&list::render(&rows, COLUMNS, &[], &style)?)
 }
 
@@ -102,21 +121,40 @@ fn row(service: &Service, no_trunc: bool) -> serde_json::Value {
     let global = spec.mode.as_ref().is_some_and(|mode| mode.global.is_some());
     let status = service.service_status.clone().unwrap_or_default();
     let task = spec.task_template.unwrap_or_default();
-    let max = task.placement.and_then(|placement| placement.max_replicas).unwrap_or(0);
-    let mut replicas =
-        format!("{}/{}", status.running_tasks.unwrap_or(0), status.desired_tasks.unwrap_or(0));
+    let max = task
+        .placement
+        .and_then(|placement| placement.max_replicas)
+        .unwrap_or(0);
+    let mut replicas = format!(
+        "{}/{}",
+        status.running_tasks.unwrap_or(0),
+        status.desired_tasks.unwrap_or(0)
+    );
     if max > 0 {
         replicas.push_str(&format!(" (max {max} per node)"));
     }
-    let image = task.container_spec.and_then(|container| container.image).unwrap_or_default();
-    let ports = spec.endpoint_spec.and_then(|endpoint| endpoint.ports).unwrap_or_default();
+    let image = task
+        .container_spec
+        .and_then(|container| container.image)
+        .unwrap_or_default();
+    let ports = spec
+        .endpoint_spec
+        .and_then(|endpoint| endpoint.ports)
+        .unwrap_or_default();
     let ports = ports
         .iter()
         .filter(|port| port.publish_mode == Some(EndpointPortConfigPublishModeEnum::INGRESS))
         .map(|port| {
-            let protocol = port.protocol.as_ref().map(|p| p.to_string()).unwrap_or_default();
+            let protocol = port
+                .protocol
+                .as_ref()
+                .map(|p| p.to_string())
+                .unwrap_or_default();
             let published = port.published_port.unwrap_or(0);
-            format!("*:{published}->{}/{protocol}", port.target_port.unwrap_or(0))
+            format!(
+                "*:{published}->{}/{protocol}",
+                port.target_port.unwrap_or(0)
+            )
         });
     json!({
         "ID": if no_trunc { id } else { short_id(&id) },
@@ -136,7 +174,9 @@ async fn inspect(client: &Client, args: InspectArgs) -> Result<()> {
     if !args.pretty {
         return print_objects(&services, &args.format);
     }
-    services.iter().try_for_each(|service| print(&pretty(service)))
+    services
+        .iter()
+        .try_for_each(|service| print(&pretty(service)))
 }
 
 /// The short form for people.
@@ -163,7 +203,14 @@ fn pretty(service: &Service) -> String {
         None => line("Service Mode", "Global".to_owned()),
     }
     if let Some(update) = &service.update_status {
-        line("Update State", update.state.as_ref().map(|s| s.to_string()).unwrap_or_default());
+        line(
+            "Update State",
+            update
+                .state
+                .as_ref()
+                .map(|s| s.to_string())
+                .unwrap_or_default(),
+        );
         line(" Message", update.message.clone().unwrap_or_default());
     }
     let constraints = task.placement.and_then(|placement| placement.constraints);
@@ -173,11 +220,25 @@ fn pretty(service: &Service) -> String {
     line("Env", container.env.unwrap_or_default().join(" "));
     for mount in container.mounts.unwrap_or_default() {
         let source = mount.source.unwrap_or_default();
-        line("Mount", format!("{source} → {}", mount.target.unwrap_or_default()));
+        line(
+            "Mount",
+            format!("{source} → {}", mount.target.unwrap_or_default()),
+        );
     }
-    for port in spec.endpoint_spec.and_then(|endpoint| endpoint.ports).unwrap_or_default() {
-        let mode = port.publish_mode.as_ref().map(|mode| mode.to_string()).unwrap_or_default();
-        let (published, target) = (port.published_port.unwrap_or(0), port.target_port.unwrap_or(0));
+    for port in spec
+        .endpoint_spec
+        .and_then(|endpoint| endpoint.ports)
+        .unwrap_or_default()
+    {
+        let mode = port
+            .publish_mode
+            .as_ref()
+            .map(|mode| mode.to_string())
+            .unwrap_or_default();
+        let (published, target) = (
+            port.published_port.unwrap_or(0),
+            port.target_port.unwrap_or(0),
+        );
         line("Port", format!("{published} → {target} ({mode})"));
     }
     text + "\n"
@@ -186,9 +247,16 @@ fn pretty(service: &Service) -> String {
 async fn scale(client: &Client, args: ScaleArgs) -> Result<()> {
     let mut wanted = Vec::new();
     for text in &args.scales {
-        let error = || CliError::Usage(format!("invalid scale specifier '{text}': expected SERVICE=REPLICAS"));
+        let error = || {
+            CliError::Usage(format!(
+                "invalid scale specifier '{text}': expected SERVICE=REPLICAS"
+            ))
+        };
         let (name, replicas) = text.split_once('=').ok_or_else(error)?;
-        wanted.push((name.to_owned(), replicas.parse::<u64>().map_err(|_| error())?));
+        wanted.push((
+            name.to_owned(),
+            replicas.parse::<u64>().map_err(|_| error())?,
+        ));
     }
     for (name, replicas) in &wanted {
         let service = inspect_one(client, name).await?;
@@ -213,14 +281,21 @@ async fn send_update(
     spec: bollard::models::ServiceSpec,
     rollback: bool,
 ) -> Result<()> {
-    let version = service.version.as_ref().and_then(|version| version.index).unwrap_or(0);
+    let version = service
+        .version
+        .as_ref()
+        .and_then(|version| version.index)
+        .unwrap_or(0);
     let options = UpdateServiceOptions {
         version: i32::try_from(version)
             .map_err(|_| CliError::Protocol(format!("version {version} is too large")))?,
         registry_auth_from: "spec".to_owned(),
         rollback: rollback.then(|| "previous".to_owned()),
     };
-    let answer = client.docker.update_service(name, spec, options, None).await?;
+    let answer = client
+        .docker
+        .update_service(name, spec, options, None)
+        .await?;
     for warning in answer.warnings.unwrap_or_default() {
         eprintln!("{warning}");
     }

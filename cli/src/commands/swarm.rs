@@ -21,18 +21,29 @@ pub(crate) async fn init(client: &Client, args: InitArgs) -> Result<()> {
     };
     let node = client.docker.init_swarm(request).await?;
     let node = node.trim().trim_matches('"').to_owned();
-    print(&format!("Swarm initialized: current node ({node}) is now a manager.\n\n"))?;
+    print(&format!(
+        "Swarm initialized: current node ({node}) is now a manager.\n\n"
+    ))?;
     print("To add a worker to this swarm, run the following command:\n\n")?;
     print_join_command(client, Role::Worker).await?;
-    print("\nTo add a manager to this swarm, run 'shoal join-token manager' and follow the instructions.\n")
+    print(
+        "\nTo add a manager to this swarm, run 'shoal join-token manager' and follow the instructions.\n",
+    )
 }
 
 pub(crate) async fn join(client: &Client, args: JoinArgs) -> Result<()> {
     let has_port = args.remote.parse::<std::net::SocketAddr>().is_ok()
         || (!args.remote.contains("]:") && args.remote.matches(':').count() == 1);
-    let remote =
-        if has_port { args.remote } else { format!("{}:{CONTROL_PORT}", args.remote) };
-    let role = if args.token.split('-').count() >= 4 { "the swarm" } else { "a swarm" };
+    let remote = if has_port {
+        args.remote
+    } else {
+        format!("{}:{CONTROL_PORT}", args.remote)
+    };
+    let role = if args.token.split('-').count() >= 4 {
+        "the swarm"
+    } else {
+        "a swarm"
+    };
     let request = SwarmJoinRequest {
         listen_addr: args.listen_addr,
         advertise_addr: args.advertise_addr,
@@ -42,7 +53,10 @@ pub(crate) async fn join(client: &Client, args: JoinArgs) -> Result<()> {
     };
     client.docker.join_swarm(request).await?;
     let info = client.docker.info().await?;
-    let manager = info.swarm.and_then(|swarm| swarm.control_available).unwrap_or(false);
+    let manager = info
+        .swarm
+        .and_then(|swarm| swarm.control_available)
+        .unwrap_or(false);
     let kind = if manager { "manager" } else { "worker" };
     print(&format!("This node joined {role} as a {kind}.\n"))
 }
@@ -55,7 +69,12 @@ const fn role_word(role: Role) -> &'static str {
 }
 
 async fn token(client: &Client, role: Role) -> Result<String> {
-    let tokens = client.docker.inspect_swarm().await?.join_tokens.unwrap_or_default();
+    let tokens = client
+        .docker
+        .inspect_swarm()
+        .await?
+        .join_tokens
+        .unwrap_or_default();
     let token = match role {
         Role::Worker => tokens.worker,
         Role::Manager => tokens.manager,
@@ -75,14 +94,19 @@ pub(crate) async fn join_token(client: &Client, args: JoinTokenArgs) -> Result<(
         }
         client.own::<Value>(Method::POST, &path).await?;
         if !args.quiet {
-            print(&format!("Successfully rotated {} join token.\n\n", role_word(args.role)))?;
+            print(&format!(
+                "Successfully rotated {} join token.\n\n",
+                role_word(args.role)
+            ))?;
         }
     }
     if args.quiet {
         return print(&(token(client, args.role).await? + "\n"));
     }
     let role = role_word(args.role);
-    print(&format!("To add a {role} to this swarm, run the following command:\n\n"))?;
+    print(&format!(
+        "To add a {role} to this swarm, run the following command:\n\n"
+    ))?;
     print_join_command(client, args.role).await?;
     print("\n")
 }
@@ -91,12 +115,19 @@ async fn print_join_command(client: &Client, role: Role) -> Result<()> {
     let token = token(client, role).await?;
     let info = client.docker.info().await?;
     let swarm = info.swarm.unwrap_or_default();
-    let own = swarm.remote_managers.unwrap_or_default().into_iter().find_map(|peer| peer.addr);
+    let own = swarm
+        .remote_managers
+        .unwrap_or_default()
+        .into_iter()
+        .find_map(|peer| peer.addr);
     let address = own.or(swarm.node_addr).unwrap_or_default();
     print(&format!("    shoal join --token {token} {address}\n"))
 }
 
 pub(crate) async fn leave(client: &Client, args: LeaveArgs) -> Result<()> {
-    client.docker.leave_swarm(Some(LeaveSwarmOptions { force: args.force })).await?;
+    client
+        .docker
+        .leave_swarm(Some(LeaveSwarmOptions { force: args.force }))
+        .await?;
     print("Node left the swarm.\n")
 }

@@ -52,7 +52,13 @@ fn architecture() -> &'static str {
 }
 
 fn version_lines(value: &Value) -> String {
-    let field = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let field = |name: &str| {
+        value
+            .get(name)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
     let mut text = String::new();
     let lines = [
         ("Version", field("Version")),
@@ -114,5 +120,7 @@ fn info_text(info: &Value) -> String {
     lines
         .iter()
         .filter(|(_, value)| !value.is_empty())
-        .fold(String::new(), |text, (name, value)| text + name + ": " + value + "\n")
+        .fold(String::new(), |text, (name, value)| {
+            text + name + ": " + value + "\n"
+        })
 }

@@ -1,8 +1,8 @@
 //! Tasks as rows, for `service ps` and `node ps`.
 
+use crate::args::ListArgs;
 use crate::client::Client;
 use crate::commands::{filters, print, short_id};
-use crate::args::ListArgs;
 use crate::error::{CliError, Result};
 use crate::render::human;
 use crate::render::list::{self, Column, ListStyle, Row};
@@ -31,7 +31,9 @@ pub(crate) async fn fetch(
     client: &Client,
     filters: HashMap<String, Vec<String>>,
 ) -> Result<Vec<Task>> {
-    let options = ListTasksOptions { filters: Some(filters) };
+    let options = ListTasksOptions {
+        filters: Some(filters),
+    };
     Ok(client.docker.list_tasks(Some(options)).await?)
 }
 
@@ -41,8 +43,13 @@ pub(crate) async fn node_names(client: &Client) -> Result<BTreeMap<String, Strin
     Ok(nodes
         .into_iter()
         .filter_map(|node| {
-            let given = node.spec.and_then(|spec| spec.name).filter(|name| !name.is_empty());
-            let hostname = node.description.and_then(|description| description.hostname);
+            let given = node
+                .spec
+                .and_then(|spec| spec.name)
+                .filter(|name| !name.is_empty());
+            let hostname = node
+                .description
+                .and_then(|description| description.hostname);
             Some((node.id?, given.or(hostname)?))
         })
         .collect())
@@ -57,11 +64,27 @@ pub(crate) async fn print_tasks(
     resolve: bool,
 ) -> Result<()> {
     let mut wanted = filters(&list.filters)?.unwrap_or_default();
-    wanted.entry(key.to_owned()).or_default().extend(names.iter().cloned());
+    wanted
+        .entry(key.to_owned())
+        .or_default()
+        .extend(names.iter().cloned());
     let tasks = fetch(client, wanted).await?;
-    let nodes = if resolve { node_names(client).await? } else { BTreeMap::new() };
-    let rows = rows(tasks, &nodes, Timestamp::now(), list.no_trunc, list.format.is_none());
-    let style = ListStyle { format: list.format.as_deref(), quiet: list.quiet.then_some("ID") };
+    let nodes = if resolve {
+        node_names(client).await?
+    } else {
+        BTreeMap::new()
+    };
+    let rows = rows(
+        tasks,
+        &nodes,
+        Timestamp::now(),
+        list.no_trunc,
+        list.format.is_none(),
+    );
+    let style = ListStyle {
+        format: list.format.as_deref(),
+        quiet: list.quiet.then_some("ID"),
+    };
     print(&list::render(&rows, COLUMNS, &[], &style)?)
 }
 
@@ -82,7 +105,11 @@ fn rows(
         .iter()
         .map(|task| {
             let name = base_name(task);
-            let shown = if table && name == previous { format!(" \\_ {name}") } else { name.clone() };
+            let shown = if table && name == previous {
+                format!(" \\_ {name}")
+            } else {
+                name.clone()
+            };
             previous = name;
             row(task, shown, nodes, now, no_trunc)
         })
@@ -102,14 +129,28 @@ fn row(
     no_trunc: bool,
 ) -> Value {
     let status = task.status.as_ref();
-    let container = task.spec.as_ref().and_then(|spec| spec.container_spec.as_ref());
-    let image = container.and_then(|container| container.image.clone()).unwrap_or_default();
-    let image = if no_trunc { image } else { without_digest(&image) };
+    let container = task
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.container_spec.as_ref());
+    let image = container
+        .and_then(|container| container.image.clone())
+        .unwrap_or_default();
+    let image = if no_trunc {
+        image
+    } else {
+        without_digest(&image)
+    };
     let id = task.id.clone().unwrap_or_default();
     let node = task.node_id.clone().unwrap_or_default();
     let node = nodes.get(&node).cloned().unwrap_or(node);
-    let desired = task.desired_state.map(|state| capitalised(state.as_ref())).unwrap_or_default();
-    let error = status.and_then(|status| status.err.clone()).unwrap_or_default();
+    let desired = task
+        .desired_state
+        .map(|state| capitalised(&state.to_string()))
+        .unwrap_or_default();
+    let error = status
+        .and_then(|status| status.err.clone())
+        .unwrap_or_default();
     let error = match (error.is_empty(), no_trunc) {
         (true, _) => error,
         (false, true) => format!("\"{error}\""),
@@ -129,9 +170,18 @@ fn row(
 
 /// `Running 3 minutes ago`
 fn current_state(task: &Task, now: Timestamp) -> String {
-    let Some(status) = &task.status else { return String::new() };
-    let state = status.state.map(|state| capitalised(state.as_ref())).unwrap_or_default();
-    match status.timestamp.as_ref().and_then(|time| human::parse(&time.to_string())) {
+    let Some(status) = &task.status else {
+        return String::new();
+    };
+    let state = status
+        .state
+        .map(|state| capitalised(&state.to_string()))
+        .unwrap_or_default();
+    match status
+        .timestamp
+        .as_ref()
+        .and_then(|time| human::parse(&time.to_string()))
+    {
         Some(time) => format!("{state} {} ago", human::since(time, now).to_lowercase()),
         None => state,
     }
@@ -145,9 +195,16 @@ fn ports(task: &Task) -> String {
         .and_then(|status| status.ports.clone())
         .unwrap_or_default();
     let shown = ports.iter().map(|port| {
-        let protocol = port.protocol.as_ref().map(|p| p.to_string()).unwrap_or_default();
+        let protocol = port
+            .protocol
+            .as_ref()
+            .map(|p| p.to_string())
+            .unwrap_or_default();
         let published = port.published_port.unwrap_or(0);
-        format!("*:{published}->{}/{protocol}", port.target_port.unwrap_or(0))
+        format!(
+            "*:{published}->{}/{protocol}",
+            port.target_port.unwrap_or(0)
+        )
     });
     shown.collect::<Vec<_>>().join(",")
 }
@@ -173,7 +230,11 @@ pub(crate) async fn task_labels(
 ) -> Result<BTreeMap<String, String>> {
     let filter = HashMap::from([("service".to_owned(), vec![service.to_owned()])]);
     let tasks = fetch(client, filter).await?;
-    let nodes = if resolve { node_names(client).await? } else { BTreeMap::new() };
+    let nodes = if resolve {
+        node_names(client).await?
+    } else {
+        BTreeMap::new()
+    };
     tasks
         .into_iter()
         .map(|task| {

@@ -23,7 +23,12 @@ const CLUSTER_COLUMNS: &[Column] = &[
 
 pub(crate) async fn dispatch(client: &Client, command: VolumeCommand) -> Result<()> {
     match command {
-        VolumeCommand::Create { driver, opts, labels, name } => {
+        VolumeCommand::Create {
+            driver,
+            opts,
+            labels,
+            name,
+        } => {
             let request = VolumeCreateRequest {
                 name,
                 driver: Some(driver),
@@ -34,8 +39,14 @@ pub(crate) async fn dispatch(client: &Client, command: VolumeCommand) -> Result<
             let volume = client.docker.create_volume(request).await?;
             print(&format!("{}\n", volume.name))
         }
-        VolumeCommand::Ls { list, cluster: true } => ls_cluster(client, list).await,
-        VolumeCommand::Ls { list, cluster: false } => ls(client, list).await,
+        VolumeCommand::Ls {
+            list,
+            cluster: true,
+        } => ls_cluster(client, list).await,
+        VolumeCommand::Ls {
+            list,
+            cluster: false,
+        } => ls(client, list).await,
         VolumeCommand::Inspect { format, volumes } => {
             let mut found = Vec::new();
             for name in &volumes {
@@ -55,8 +66,15 @@ pub(crate) async fn dispatch(client: &Client, command: VolumeCommand) -> Result<
 }
 
 async fn ls(client: &Client, args: ListArgs) -> Result<()> {
-    let options = ListVolumesOptions { filters: filters(&args.filters)? };
-    let mut volumes = client.docker.list_volumes(Some(options)).await?.volumes.unwrap_or_default();
+    let options = ListVolumesOptions {
+        filters: filters(&args.filters)?,
+    };
+    let mut volumes = client
+        .docker
+        .list_volumes(Some(options))
+        .await?
+        .volumes
+        .unwrap_or_default();
     volumes.sort_by(|a, b| a.name.cmp(&b.name));
     let rows: Vec<Row> = volumes
         .iter()
@@ -75,13 +93,19 @@ async fn ls(client: &Client, args: ListArgs) -> Result<()> {
 }
 
 fn joined(labels: &std::collections::HashMap<String, String>) -> String {
-    let mut labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let mut labels: Vec<_> = labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     labels.sort();
     labels.join(",")
 }
 
 fn show(rows: &[Row], columns: &[Column], args: &ListArgs) -> Result<()> {
-    let style = ListStyle { format: args.format.as_deref(), quiet: args.quiet.then_some("Name") };
+    let style = ListStyle {
+        format: args.format.as_deref(),
+        quiet: args.quiet.then_some("Name"),
+    };
     print(&list::render(rows, columns, &[], &style)?)
 }
 
@@ -89,7 +113,11 @@ async fn ls_cluster(client: &Client, args: ListArgs) -> Result<()> {
     let volumes: Vec<Value> = client.own(Method::GET, "/volumes").await?;
     let nodes = tasks::node_names(client).await?;
     let text = |volume: &Value, field: &str| {
-        volume.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
+        volume
+            .get(field)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
     };
     let rows: Vec<Row> = volumes
         .iter()

@@ -84,8 +84,13 @@ mod tests {
 
     #[test]
     fn sizes_read_as_dockers() {
-        let cases =
-            [(0, "0B"), (999, "999B"), (4_261_000, "4.26MB"), (1_000_000, "1MB"), (117_400_000, "117MB")];
+        let cases = [
+            (0, "0B"),
+            (999, "999B"),
+            (4_261_000, "4.26MB"),
+            (1_000_000, "1MB"),
+            (117_400_000, "117MB"),
+        ];
         for (bytes, text) in cases {
             assert_eq!(size(bytes), text);
         }

@@ -27,7 +27,9 @@ pub(crate) fn render(
     style: &ListStyle<'_>,
 ) -> Result<String> {
     if let (Some(field), None) = (style.quiet, style.format) {
-        return Ok(rows.iter().fold(String::new(), |out, row| out + &text(row, field) + "\n"));
+        return Ok(rows
+            .iter()
+            .fold(String::new(), |out, row| out + &text(row, field) + "\n"));
     }
     match style.format {
         None | Some("table") => Ok(table(rows, columns)),
@@ -55,8 +57,13 @@ fn lines(rows: &[Row], template: &str) -> Result<String> {
 }
 
 fn table(rows: &[Row], columns: &[Column]) -> String {
-    let head = columns.iter().map(|(header, _)| (*header).to_owned()).collect();
-    let body = rows.iter().map(|row| columns.iter().map(|(_, field)| text(row, field)).collect());
+    let head = columns
+        .iter()
+        .map(|(header, _)| (*header).to_owned())
+        .collect();
+    let body = rows
+        .iter()
+        .map(|row| columns.iter().map(|(_, field)| text(row, field)).collect());
     aligned(std::iter::once(head).chain(body).collect())
 }
 
@@ -87,14 +94,24 @@ fn table_of_template(
 fn aligned(cells: Vec<Vec<String>>) -> String {
     let columns = cells.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
-        cells.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+        cells
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
     };
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| width(column).unwrap_or(0))
+        .collect();
     let mut out = String::new();
     for row in &cells {
         for (column, cell) in row.iter().enumerate() {
             let last = column + 1 == row.len();
-            let pad = if last { 0 } else { widths[column] + 3 - cell.chars().count() };
+            let pad = if last {
+                0
+            } else {
+                widths[column] + 3 - cell.chars().count()
+            };
             out.push_str(cell);
             out.push_str(&" ".repeat(pad));
         }
@@ -111,7 +128,8 @@ mod tests {
     const COLUMNS: &[Column] = &[("ID", "ID"), ("NAME", "Name")];
 
     fn rows() -> Vec<Row> {
-        let row = |id: &str, name: &str| json!({"ID": id, "Name": name}).as_object().unwrap().clone();
+        let row =
+            |id: &str, name: &str| json!({"ID": id, "Name": name}).as_object().unwrap().clone();
         vec![row("abc", "web"), row("de", "database")]
     }
 
@@ -125,7 +143,15 @@ mod tests {
         check(None, None, "ID    NAME\nabc   web\nde    database\n");
         check(None, Some("ID"), "abc\nde\n");
         check(Some("{{.Name}}"), None, "web\ndatabase\n");
-        check(Some("table {{.Name}}\\t{{.ID}}"), None, "NAME       ID\nweb        abc\ndatabase   de\n");
-        check(Some("json"), None, "{\"ID\":\"abc\",\"Name\":\"web\"}\n{\"ID\":\"de\",\"Name\":\"database\"}\n");
+        check(
+            Some("table {{.Name}}\\t{{.ID}}"),
+            None,
+            "NAME       ID\nweb        abc\ndatabase   de\n",
+        );
+        check(
+            Some("json"),
+            None,
+            "{\"ID\":\"abc\",\"Name\":\"web\"}\n{\"ID\":\"de\",\"Name\":\"database\"}\n",
+        );
     }
 }

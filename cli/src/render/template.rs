@@ -23,20 +23,26 @@ impl Format {
             ("truncate", truncate),
             ("join", join),
             ("split", split),
-            ("println", |args| Ok(Value::from(format!("{}\n", spaced(args))))),
+            ("println", |args| {
+                Ok(Value::from(format!("{}\n", spaced(args))))
+            }),
             ("table", |_| Ok(Value::from(""))),
         ];
         for (name, function) in functions {
             template.add_func(name, function);
         }
-        template.parse(unescaped(text)).map_err(|err| CliError::Template(err.to_string()))?;
+        template
+            .parse(unescaped(text))
+            .map_err(|err| CliError::Template(err.to_string()))?;
         Ok(Self { template })
     }
 
     /// Fills the template with `value`.
     pub(crate) fn render(&self, value: &Json) -> Result<String> {
         let context = Context::from(to_template(value));
-        self.template.render(&context).map_err(|err| CliError::Template(err.to_string()))
+        self.template
+            .render(&context)
+            .map_err(|err| CliError::Template(err.to_string()))
     }
 }
 
@@ -57,7 +63,10 @@ fn to_template(value: &Json) -> Value {
         Json::String(text) => Value::String(text.clone()),
         Json::Array(values) => Value::Array(values.iter().map(to_template).collect()),
         Json::Object(fields) => Value::Map(
-            fields.iter().map(|(name, value)| (name.clone(), to_template(value))).collect(),
+            fields
+                .iter()
+                .map(|(name, value)| (name.clone(), to_template(value)))
+                .collect(),
         ),
     }
 }
@@ -68,8 +77,10 @@ fn from_template(value: &Value) -> Json {
         Value::String(text) => Json::String(text.clone()),
         Value::Array(values) => Json::Array(values.iter().map(from_template).collect()),
         Value::Map(fields) | Value::Object(fields) => {
-            let sorted: std::collections::BTreeMap<_, _> =
-                fields.iter().map(|(name, value)| (name.clone(), from_template(value))).collect();
+            let sorted: std::collections::BTreeMap<_, _> = fields
+                .iter()
+                .map(|(name, value)| (name.clone(), from_template(value)))
+                .collect();
             Json::Object(sorted.into_iter().collect())
         }
         Value::Number(number) => match (number.as_i64(), number.as_f64()) {
@@ -82,7 +93,8 @@ fn from_template(value: &Value) -> Json {
 }
 
 fn argument(args: &[Value], at: usize) -> std::result::Result<&Value, FuncError> {
-    args.get(at).ok_or(FuncError::AtLeastXArgs("function".to_owned(), at + 1))
+    args.get(at)
+        .ok_or(FuncError::AtLeastXArgs("function".to_owned(), at + 1))
 }
 
 fn json(args: &[Value]) -> std::result::Result<Value, FuncError> {
@@ -107,7 +119,11 @@ fn title(text: &str) -> String {
     let mut start = true;
     text.chars()
         .map(|letter| {
-            let raised = if start { letter.to_ascii_uppercase() } else { letter };
+            let raised = if start {
+                letter.to_ascii_uppercase()
+            } else {
+                letter
+            };
             start = letter.is_whitespace();
             raised
         })
@@ -126,20 +142,31 @@ fn pad(args: &[Value]) -> std::result::Result<Value, FuncError> {
 
 fn truncate(args: &[Value]) -> std::result::Result<Value, FuncError> {
     let length = number_of(argument(args, 1)?);
-    Ok(Value::from(text_of(argument(args, 0)?).chars().take(length).collect::<String>()))
+    Ok(Value::from(
+        text_of(argument(args, 0)?)
+            .chars()
+            .take(length)
+            .collect::<String>(),
+    ))
 }
 
 fn join(args: &[Value]) -> std::result::Result<Value, FuncError> {
     let separator = text_of(argument(args, 1)?);
     Ok(Value::from(match argument(args, 0)? {
-        Value::Array(values) => values.iter().map(text_of).collect::<Vec<_>>().join(&separator),
+        Value::Array(values) => values
+            .iter()
+            .map(text_of)
+            .collect::<Vec<_>>()
+            .join(&separator),
         other => text_of(other),
     }))
 }
 
 fn split(args: &[Value]) -> std::result::Result<Value, FuncError> {
     let (text, separator) = (text_of(argument(args, 0)?), text_of(argument(args, 1)?));
-    Ok(Value::Array(text.split(&separator).map(Value::from).collect()))
+    Ok(Value::Array(
+        text.split(&separator).map(Value::from).collect(),
+    ))
 }
 
 fn spaced(args: &[Value]) -> String {
@@ -152,8 +179,13 @@ mod tests {
     use serde_json::json;
 
     fn check(template: &str, expected: &str) {
-        let value = json!({"Name": "web", "Labels": {"b": "2", "a": "1"}, "Args": ["x", "y"], "N": 3});
-        assert_eq!(Format::parse(template).unwrap().render(&value).unwrap(), expected, "{template}");
+        let value =
+            json!({"Name": "web", "Labels": {"b": "2", "a": "1"}, "Args": ["x", "y"], "N": 3});
+        assert_eq!(
+            Format::parse(template).unwrap().render(&value).unwrap(),
+            expected,
+            "{template}"
+        );
     }
 
     #[test]

@@ -83,12 +83,20 @@ fn host_config(flags: &ContainerFlags) -> Result<HostConfig> {
         memory: bytes("--memory", &flags.memory)?,
         memory_swap: bytes("--memory-swap", &flags.memory_swap)?,
         memory_reservation: bytes("--memory-reservation", &flags.memory_reservation)?,
-        nano_cpus: flags.cpus.as_deref().map(|n| parse::nano_cpus("--cpus", n)).transpose()?,
+        nano_cpus: flags
+            .cpus
+            .as_deref()
+            .map(|n| parse::nano_cpus("--cpus", n))
+            .transpose()?,
         cpu_shares: flags.cpu_shares,
         cpuset_cpus: flags.cpuset_cpus.clone(),
         pids_limit: flags.pids_limit,
         ulimits: some_unless_empty(
-            flags.ulimits.iter().map(|limit| parse::ulimit(limit)).collect::<Result<_>>()?,
+            flags
+                .ulimits
+                .iter()
+                .map(|limit| parse::ulimit(limit))
+                .collect::<Result<_>>()?,
         ),
         sysctls: (!flags.sysctls.is_empty()).then(|| parse::pairs(&flags.sysctls)),
         devices: some_unless_empty(flags.devices.iter().map(|text| device(text)).collect()),
@@ -100,7 +108,11 @@ fn host_config(flags: &ContainerFlags) -> Result<HostConfig> {
         extra_hosts: list(&flags.hosts),
         group_add: list(&flags.group_add),
         mounts: some_unless_empty(
-            flags.mounts.iter().map(|mount| parse::mount(mount)).collect::<Result<_>>()?,
+            flags
+                .mounts
+                .iter()
+                .map(|mount| parse::mount(mount))
+                .collect::<Result<_>>()?,
         ),
         tmpfs: (!flags.tmpfs.is_empty()).then(|| tmpfs(&flags.tmpfs)),
         log_config: (log_config != HostConfigLogConfig::default()).then_some(log_config),
@@ -150,7 +162,10 @@ fn restart_policy(text: &str) -> Result<RestartPolicy> {
         "" => None,
         count => Some(count.parse().map_err(|_| error())?),
     };
-    Ok(RestartPolicy { name: Some(name), maximum_retry_count: maximum })
+    Ok(RestartPolicy {
+        name: Some(name),
+        maximum_retry_count: maximum,
+    })
 }
 
 type Bindings = HashMap<String, Option<Vec<PortBinding>>>;
@@ -169,25 +184,36 @@ fn ports(texts: &[String]) -> Result<(Vec<String>, Bindings)> {
             Some((rest, inside)) => (Some(rest), inside),
             None => (None, numbers),
         };
-        let (address, outside) = match rest.map(|rest| rest.rsplit_once(':').unwrap_or(("", rest))) {
+        let (address, outside) = match rest.map(|rest| rest.rsplit_once(':').unwrap_or(("", rest)))
+        {
             Some((address, outside)) => (address.trim_matches(['[', ']']), outside),
             None => ("", ""),
         };
         let inside = range(inside).ok_or_else(error)?;
         let outside = match outside {
             "" => vec![None; inside.len()],
-            outside => range(outside).ok_or_else(error)?.into_iter().map(Some).collect(),
+            outside => range(outside)
+                .ok_or_else(error)?
+                .into_iter()
+                .map(Some)
+                .collect(),
         };
         if inside.len() != outside.len() {
-            return Err(usage(format!("invalid ranges in published port \"{text}\"")));
+            return Err(usage(format!(
+                "invalid ranges in published port \"{text}\""
+            )));
         }
         for (inside, outside) in inside.into_iter().zip(outside) {
             let key = format!("{inside}/{protocol}");
             exposed.push(key.clone());
-            bindings.entry(key).or_default().get_or_insert_default().push(PortBinding {
-                host_ip: Some(address.to_owned()),
-                host_port: Some(outside.map(|port| port.to_string()).unwrap_or_default()),
-            });
+            bindings
+                .entry(key)
+                .or_default()
+                .get_or_insert_default()
+                .push(PortBinding {
+                    host_ip: Some(address.to_owned()),
+                    host_port: Some(outside.map(|port| port.to_string()).unwrap_or_default()),
+                });
         }
     }
     Ok((exposed, bindings))
@@ -206,7 +232,11 @@ fn volumes(texts: &[String]) -> Result<(Vec<String>, Vec<String>)> {
     for text in texts {
         match text.split_once(':') {
             None if text.starts_with('/') => anonymous.push(text.clone()),
-            None => return Err(usage(format!("invalid volume \"{text}\": the path is absolute"))),
+            None => {
+                return Err(usage(format!(
+                    "invalid volume \"{text}\": the path is absolute"
+                )));
+            }
             // A relative source is a path only when it says so, as in docker.
             Some((source, rest)) if source.starts_with('.') || source.starts_with('~') => {
                 let path = std::path::absolute(source)
@@ -240,7 +270,10 @@ mod tests {
         let mapping = device("/dev/fuse:rw");
         assert_eq!(mapping.cgroup_permissions.as_deref(), Some("rw"));
         assert_eq!(mapping.path_in_container.as_deref(), Some("/dev/fuse"));
-        assert_eq!(restart_policy("on-failure:3").unwrap().maximum_retry_count, Some(3));
+        assert_eq!(
+            restart_policy("on-failure:3").unwrap().maximum_retry_count,
+            Some(3)
+        );
         assert!(restart_policy("sometimes").is_err());
     }
 }

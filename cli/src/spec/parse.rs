@@ -9,14 +9,18 @@ use bollard::models::{
 use std::collections::HashMap;
 
 fn invalid(flag: &str, value: &str, expected: &str) -> CliError {
-    CliError::Usage(format!("invalid argument \"{value}\" for \"{flag}\": {expected}"))
+    CliError::Usage(format!(
+        "invalid argument \"{value}\" for \"{flag}\": {expected}"
+    ))
 }
 
 /// `64m`, `1.5g`, `1GiB`, `1000`: bytes, binary units.
 pub(crate) fn bytes(flag: &str, text: &str) -> Result<i64> {
     let error = || invalid(flag, text, "expected a size such as 64m or 1g");
     let lower = text.trim().to_ascii_lowercase();
-    let digits_end = lower.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(lower.len());
+    let digits_end = lower
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(lower.len());
     let (number, unit) = lower.split_at(digits_end);
     let shift = match unit.trim().trim_end_matches('b').trim_end_matches('i') {
         "" => 0,
@@ -28,7 +32,11 @@ pub(crate) fn bytes(flag: &str, text: &str) -> Result<i64> {
     };
     let number: f64 = number.parse().map_err(|_| error())?;
     let value = number * f64::from(1u32 << (shift / 2)) * f64::from(1u32 << (shift - shift / 2));
-    if value.is_finite() && value < i64::MAX as f64 { Ok(value as i64) } else { Err(error()) }
+    if value.is_finite() && value < i64::MAX as f64 {
+        Ok(value as i64)
+    } else {
+        Err(error())
+    }
 }
 
 /// `1.5` CPUs in billionths.
@@ -43,17 +51,27 @@ pub(crate) fn nano_cpus(flag: &str, text: &str) -> Result<i64> {
 
 /// Go's durations: `300ms`, `1m30s`, `2h`; nanoseconds.
 pub(crate) fn duration(flag: &str, text: &str) -> Result<i64> {
-    let error = || invalid(flag, text, "expected a duration such as 300ms, 10s or 1m30s");
+    let error = || {
+        invalid(
+            flag,
+            text,
+            "expected a duration such as 300ms, 10s or 1m30s",
+        )
+    };
     if text == "0" {
         return Ok(0);
     }
     let mut rest = text;
     let mut total = 0f64;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(error)?;
+        let digits = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .ok_or_else(error)?;
         let number: f64 = rest[..digits].parse().map_err(|_| error())?;
         rest = &rest[digits..];
-        let unit_end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let unit_end = rest
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(rest.len());
         let unit = match &rest[..unit_end] {
             "ns" => 1.0,
             "us" | "µs" => 1e3,
@@ -66,7 +84,11 @@ pub(crate) fn duration(flag: &str, text: &str) -> Result<i64> {
         total += number * unit;
         rest = &rest[unit_end..];
     }
-    if text.is_empty() || total > i64::MAX as f64 { Err(error()) } else { Ok(total as i64) }
+    if text.is_empty() || total > i64::MAX as f64 {
+        Err(error())
+    } else {
+        Ok(total as i64)
+    }
 }
 
 /// `key=value`; a bare key has an empty value.
@@ -85,14 +107,20 @@ pub(crate) fn environment(variables: &[String], files: &[String]) -> Result<Vec<
         let text = std::fs::read_to_string(file)
             .map_err(CliError::io(format!("read the environment file `{file}`")))?;
         let lines = text.lines().map(str::trim_start);
-        all.extend(lines.filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned));
+        all.extend(
+            lines
+                .filter(|l| !l.is_empty() && !l.starts_with('#'))
+                .map(str::to_owned),
+        );
     }
     all.extend(variables.iter().cloned());
     Ok(all
         .into_iter()
         .filter_map(|variable| match variable.contains('=') {
             true => Some(variable),
-            false => std::env::var(&variable).ok().map(|value| format!("{variable}={value}")),
+            false => std::env::var(&variable)
+                .ok()
+                .map(|value| format!("{variable}={value}")),
         })
         .collect())
 }
@@ -120,7 +148,10 @@ fn is_true(flag: &str, value: &str) -> Result<bool> {
 /// `type=volume,source=data,target=/data,readonly`
 pub(crate) fn mount(text: &str) -> Result<Mount> {
     const FLAG: &str = "--mount";
-    let mut mount = Mount { typ: Some(MountType::VOLUME), ..Mount::default() };
+    let mut mount = Mount {
+        typ: Some(MountType::VOLUME),
+        ..Mount::default()
+    };
     let mut volume = MountVolumeOptions::default();
     let mut driver = MountVolumeOptionsDriverConfig::default();
     let mut tmpfs = MountTmpfsOptions::default();
@@ -142,10 +173,16 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
             "volume-nocopy" => volume.no_copy = Some(is_true(FLAG, value)?),
             "volume-driver" => driver.name = Some(value.to_owned()),
             "volume-opt" => {
-                driver.options.get_or_insert_default().extend(pairs(&[value.to_owned()]));
+                driver
+                    .options
+                    .get_or_insert_default()
+                    .extend(pairs(&[value.to_owned()]));
             }
             "volume-label" => {
-                volume.labels.get_or_insert_default().extend(pairs(&[value.to_owned()]));
+                volume
+                    .labels
+                    .get_or_insert_default()
+                    .extend(pairs(&[value.to_owned()]));
             }
             "tmpfs-size" => tmpfs.size_bytes = Some(bytes(FLAG, value)?),
             "tmpfs-mode" => {
@@ -177,7 +214,9 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
 pub(crate) fn service_port(text: &str) -> Result<EndpointPortConfig> {
     const FLAG: &str = "--publish";
     let number = |value: &str| -> Result<i64> {
-        let port: u16 = value.parse().map_err(|_| invalid(FLAG, text, "a port is 1 to 65535"))?;
+        let port: u16 = value
+            .parse()
+            .map_err(|_| invalid(FLAG, text, "a port is 1 to 65535"))?;
         Ok(i64::from(port))
     };
     let mut port = EndpointPortConfig {
@@ -242,7 +281,10 @@ mod tests {
     #[test]
     fn ports_in_both_forms() {
         let port = service_port("mode=host,target=8080,published=80").unwrap();
-        assert_eq!((port.target_port, port.published_port), (Some(8080), Some(80)));
+        assert_eq!(
+            (port.target_port, port.published_port),
+            (Some(8080), Some(80))
+        );
         let port = service_port("80:8080/udp").unwrap();
         assert_eq!(port.protocol, Some(EndpointPortConfigProtocolEnum::UDP));
         let error = service_port("published=80").unwrap_err();

@@ -44,18 +44,26 @@ pub(crate) fn create(args: &CreateArgs) -> Result<ServiceSpec> {
             let text = "--replicas can only be used with replicated mode";
             return Err(CliError::Usage(text.to_owned()));
         }
-        (Mode::Global, None) => {
-            ServiceSpecMode { global: Some(HashMap::new()), ..ServiceSpecMode::default() }
-        }
+        (Mode::Global, None) => ServiceSpecMode {
+            global: Some(HashMap::new()),
+            ..ServiceSpecMode::default()
+        },
         (Mode::Replicated, _) => replicated(1),
     };
-    let ports = args.ports.iter().map(|port| parse::service_port(port)).collect::<Result<_>>()?;
+    let ports = args
+        .ports
+        .iter()
+        .map(|port| parse::service_port(port))
+        .collect::<Result<_>>()?;
     let mut spec = ServiceSpec {
         name: args.name.clone(),
         labels: Some(parse::pairs(&args.labels)),
         task_template: Some(task),
         mode: Some(mode),
-        endpoint_spec: Some(EndpointSpec { ports: some_unless_empty(ports), mode: None }),
+        endpoint_spec: Some(EndpointSpec {
+            ports: some_unless_empty(ports),
+            mode: None,
+        }),
         ..ServiceSpec::default()
     };
     apply_flags(&mut spec, &args.flags)?;
@@ -63,8 +71,13 @@ pub(crate) fn create(args: &CreateArgs) -> Result<ServiceSpec> {
 }
 
 fn replicated(replicas: i64) -> ServiceSpecMode {
-    let replicated = ServiceSpecModeReplicated { replicas: Some(replicas) };
-    ServiceSpecMode { replicated: Some(replicated), ..ServiceSpecMode::default() }
+    let replicated = ServiceSpecModeReplicated {
+        replicas: Some(replicas),
+    };
+    ServiceSpecMode {
+        replicated: Some(replicated),
+        ..ServiceSpecMode::default()
+    }
 }
 
 fn container(args: &CreateArgs) -> Result<TaskSpecContainerSpec> {
@@ -80,15 +93,24 @@ fn container(args: &CreateArgs) -> Result<TaskSpecContainerSpec> {
         env: some_unless_empty(parse::environment(&args.env, &args.env_file)?),
         labels: Some(parse::pairs(&args.container_labels)),
         mounts: some_unless_empty(
-            args.mounts.iter().map(|mount| parse::mount(mount)).collect::<Result<_>>()?,
+            args.mounts
+                .iter()
+                .map(|mount| parse::mount(mount))
+                .collect::<Result<_>>()?,
         ),
         hosts: some_unless_empty(
-            args.hosts.iter().map(|host| host_line(host)).collect::<Result<_>>()?,
+            args.hosts
+                .iter()
+                .map(|host| host_line(host))
+                .collect::<Result<_>>()?,
         ),
         dns_config: (dns != TaskSpecContainerSpecDnsConfig::default()).then_some(dns),
         sysctls: (!args.sysctls.is_empty()).then(|| parse::pairs(&args.sysctls)),
         ulimits: some_unless_empty(
-            args.ulimits.iter().map(|limit| parse::ulimit(limit)).collect::<Result<_>>()?,
+            args.ulimits
+                .iter()
+                .map(|limit| parse::ulimit(limit))
+                .collect::<Result<_>>()?,
         ),
         capability_add: list(&args.cap_add),
         capability_drop: list(&args.cap_drop),
@@ -110,25 +132,38 @@ fn preferences(texts: &[String]) -> Result<Vec<TaskSpecPlacementPreferences>> {
         .iter()
         .map(|text| {
             let error = || {
-                let text = format!("invalid placement preference \"{text}\": expected spread=LABEL");
+                let text =
+                    format!("invalid placement preference \"{text}\": expected spread=LABEL");
                 CliError::Usage(text)
             };
             let label = text.strip_prefix("spread=").ok_or_else(error)?;
-            let spread = TaskSpecPlacementSpread { spread_descriptor: Some(label.to_owned()) };
-            Ok(TaskSpecPlacementPreferences { spread: Some(spread) })
+            let spread = TaskSpecPlacementSpread {
+                spread_descriptor: Some(label.to_owned()),
+            };
+            Ok(TaskSpecPlacementPreferences {
+                spread: Some(spread),
+            })
         })
         .collect()
 }
 
 /// The changed spec of a service.
 pub(crate) fn update(spec: &mut ServiceSpec, args: &UpdateArgs) -> Result<()> {
-    change_pairs(spec.labels.get_or_insert_default(), &args.label_add, &args.label_rm);
+    change_pairs(
+        spec.labels.get_or_insert_default(),
+        &args.label_add,
+        &args.label_rm,
+    );
     let task = spec.task_template.get_or_insert_default();
     if args.force {
         task.force_update = Some(task.force_update.unwrap_or(0) + 1);
     }
     let placement = task.placement.get_or_insert_default();
-    change_list(&mut placement.constraints, &args.constraint_add, &args.constraint_rm);
+    change_list(
+        &mut placement.constraints,
+        &args.constraint_add,
+        &args.constraint_rm,
+    );
     let prefs = placement.preferences.get_or_insert_default();
     let removed = preferences(&args.placement_pref_rm)?;
     prefs.retain(|pref| !removed.contains(pref));
@@ -144,8 +179,11 @@ pub(crate) fn update(spec: &mut ServiceSpec, args: &UpdateArgs) -> Result<()> {
     change_pairs(labels, &args.container_label_add, &args.container_label_rm);
     change_environment(container, args)?;
     let mounts = container.mounts.get_or_insert_default();
-    let added: Vec<_> =
-        args.mount_add.iter().map(|mount| parse::mount(mount)).collect::<Result<_>>()?;
+    let added: Vec<_> = args
+        .mount_add
+        .iter()
+        .map(|mount| parse::mount(mount))
+        .collect::<Result<_>>()?;
     mounts.retain(|mount| {
         let target = mount.target.as_deref().unwrap_or_default();
         !args.mount_rm.iter().any(|gone| gone == target)
@@ -200,7 +238,11 @@ fn change_ports(spec: &mut ServiceSpec, args: &UpdateArgs) -> Result<()> {
         .iter()
         .map(|port| parse::service_port(port))
         .collect::<Result<Vec<_>>>()?;
-    let ports = spec.endpoint_spec.get_or_insert_default().ports.get_or_insert_default();
+    let ports = spec
+        .endpoint_spec
+        .get_or_insert_default()
+        .ports
+        .get_or_insert_default();
     ports.retain(|port| {
         let replaced = added
             .iter()
@@ -237,9 +279,14 @@ fn apply_flags(spec: &mut ServiceSpec, flags: &SpecFlags) -> Result<()> {
         task.placement.get_or_insert_default().max_replicas = Some(most);
     }
     if flags.log_driver.is_some() || !flags.log_opts.is_empty() {
-        let driver = task.log_driver.get_or_insert_with(TaskSpecLogDriver::default);
+        let driver = task
+            .log_driver
+            .get_or_insert_with(TaskSpecLogDriver::default);
         driver.name = flags.log_driver.clone().or(driver.name.take());
-        driver.options.get_or_insert_default().extend(parse::pairs(&flags.log_opts));
+        driver
+            .options
+            .get_or_insert_default()
+            .extend(parse::pairs(&flags.log_opts));
     }
     Ok(())
 }
@@ -286,7 +333,10 @@ pub(crate) fn health(check: &mut Option<HealthConfig>, flags: &HealthFlags) -> R
             let text = "--no-healthcheck conflicts with --health-* options";
             return Err(CliError::Usage(text.to_owned()));
         }
-        *check = Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() });
+        *check = Some(HealthConfig {
+            test: Some(vec!["NONE".to_owned()]),
+            ..Default::default()
+        });
         return Ok(());
     }
     if let Some(command) = &flags.health_cmd {
@@ -318,25 +368,37 @@ pub(crate) fn health(check: &mut Option<HealthConfig>, flags: &HealthFlags) -> R
 
 fn apply_resources(task: &mut TaskSpec, flags: &SpecFlags) -> Result<()> {
     let cpus = |flag, text: &Option<String>| {
-        text.as_deref().map(|text| parse::nano_cpus(flag, text)).transpose()
+        text.as_deref()
+            .map(|text| parse::nano_cpus(flag, text))
+            .transpose()
     };
     let bytes = |flag, text: &Option<String>| {
-        text.as_deref().map(|text| parse::bytes(flag, text)).transpose()
+        text.as_deref()
+            .map(|text| parse::bytes(flag, text))
+            .transpose()
     };
-    let (limit_cpu, reserve_cpu) =
-        (cpus("--limit-cpu", &flags.limit_cpu)?, cpus("--reserve-cpu", &flags.reserve_cpu)?);
+    let (limit_cpu, reserve_cpu) = (
+        cpus("--limit-cpu", &flags.limit_cpu)?,
+        cpus("--reserve-cpu", &flags.reserve_cpu)?,
+    );
     let limit_memory = bytes("--limit-memory", &flags.limit_memory)?;
     let reserve_memory = bytes("--reserve-memory", &flags.reserve_memory)?;
     if limit_cpu.or(limit_memory).or(flags.limit_pids).is_some() {
-        let resources = task.resources.get_or_insert_with(TaskSpecResources::default);
+        let resources = task
+            .resources
+            .get_or_insert_with(TaskSpecResources::default);
         let limits = resources.limits.get_or_insert_with(Limit::default);
         limits.nano_cpus = limit_cpu.or(limits.nano_cpus);
         limits.memory_bytes = limit_memory.or(limits.memory_bytes);
         limits.pids = flags.limit_pids.or(limits.pids);
     }
     if reserve_cpu.or(reserve_memory).is_some() {
-        let resources = task.resources.get_or_insert_with(TaskSpecResources::default);
-        let kept = resources.reservations.get_or_insert_with(ResourceObject::default);
+        let resources = task
+            .resources
+            .get_or_insert_with(TaskSpecResources::default);
+        let kept = resources
+            .reservations
+            .get_or_insert_with(ResourceObject::default);
         kept.nano_cpus = reserve_cpu.or(kept.nano_cpus);
         kept.memory_bytes = reserve_memory.or(kept.memory_bytes);
     }
@@ -351,7 +413,9 @@ fn apply_restart(task: &mut TaskSpec, flags: &SpecFlags) -> Result<()> {
     if !given {
         return Ok(());
     }
-    let policy = task.restart_policy.get_or_insert_with(TaskSpecRestartPolicy::default);
+    let policy = task
+        .restart_policy
+        .get_or_insert_with(TaskSpecRestartPolicy::default);
     if let Some(text) = &flags.restart_condition {
         let expected = "none, on-failure or any";
         policy.condition = Some(choice("--restart-condition", text, expected)?);
@@ -380,7 +444,12 @@ impl Rollout<'_> {
     fn is_empty(&self) -> bool {
         self.parallelism.is_none()
             && self.max_failure_ratio.is_none()
-            && self.delay.or(self.monitor).or(self.failure_action).or(self.order).is_none()
+            && self
+                .delay
+                .or(self.monitor)
+                .or(self.failure_action)
+                .or(self.order)
+                .is_none()
     }
 }
 
@@ -429,7 +498,17 @@ fn apply_rollout(spec: &mut ServiceSpec, flags: &SpecFlags) -> Result<()> {
             }
         };
     }
-    apply!(update, spec.update_config, ServiceSpecUpdateConfig, "update");
-    apply!(rollback, spec.rollback_config, ServiceSpecRollbackConfig, "rollback");
+    apply!(
+        update,
+        spec.update_config,
+        ServiceSpecUpdateConfig,
+        "update"
+    );
+    apply!(
+        rollback,
+        spec.rollback_config,
+        ServiceSpecRollbackConfig,
+        "rollback"
+    );
     Ok(())
 }
