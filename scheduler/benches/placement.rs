@@ -13,11 +13,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const SHAPES: [(usize, usize); 3] = [(1_000, 10_000), (5_000, 100_000), (10_000, 1_000_000)];
+/// Each line is the median of so many runs.
+const RUNS: usize = 5;
 const TASKS_PER_SERVICE: [usize; 3] = [1_000, 100, 1];
 
 fn node(number: usize) -> Node {
     let zone = format!("zone-{}", number % 10);
-    let disk = if number % 2 == 0 { "ssd" } else { "hdd" };
+    let disk = if number.is_multiple_of(2) {
+        "ssd"
+    } else {
+        "hdd"
+    };
     Node {
         id: NodeId::from_bits(number as u128),
         meta: Meta::default(),
@@ -84,7 +90,8 @@ fn batch(from: usize, count: usize, spec: &Arc<TaskSpec>) -> Vec<TaskRequest> {
         .collect()
 }
 
-fn measure(nodes: usize, tasks: usize, per_service: usize, constrained: bool) {
+/// Placements per second, and the rate of the last tenth over that of the first.
+fn measure(nodes: usize, tasks: usize, per_service: usize, constrained: bool) -> (f64, f64) {
     let mut cluster = Cluster::new();
     for number in 0..nodes {
         cluster.upsert_node(&node(number));
@@ -99,12 +106,15 @@ fn measure(nodes: usize, tasks: usize, per_service: usize, constrained: bool) {
         assert_eq!(plan.placements.len(), per_service, "every task fits");
     }
     let total: Duration = tenths.iter().sum();
-    println!(
-        "{nodes:>7} {tasks:>9} {per_service:>11} {:>11} {:>14.0} {:>10.2}",
-        if constrained { "yes" } else { "no" },
+    (
         tasks as f64 / total.as_secs_f64(),
         tenths[0].as_secs_f64() / tenths[9].as_secs_f64(),
-    );
+    )
+}
+
+fn median(mut values: [f64; RUNS]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[RUNS / 2]
 }
 
 fn main() {
@@ -112,7 +122,13 @@ fn main() {
     for (nodes, tasks) in SHAPES {
         for per_service in TASKS_PER_SERVICE {
             for constrained in [false, true] {
-                measure(nodes, tasks, per_service, constrained);
+                let runs = [(); RUNS].map(|()| measure(nodes, tasks, per_service, constrained));
+                println!(
+                    "{nodes:>7} {tasks:>9} {per_service:>11} {:>11} {:>14.0} {:>10.2}",
+                    if constrained { "yes" } else { "no" },
+                    median(runs.map(|run| run.0)),
+                    median(runs.map(|run| run.1)),
+                );
             }
         }
     }

@@ -1,13 +1,14 @@
 //! The incremental view: what is known of nodes, tasks and volumes, indexed for placement.
 
 use crate::eligibility::{EligibilityCache, NodeBits};
-use crate::node::NodeEntry;
+use crate::node::{NodeEntry, PortHolder, Seat};
 use crate::request::{TaskRequest, host_ports};
 use shoal_model::spec::{Placement, Protocol};
 use shoal_model::volume::SlotKey;
 use shoal_model::{
     Node, NodeId, Resources, ServiceId, Task, TaskId, TaskState, Timestamp, Volume, VolumeId,
 };
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ pub const FAILURES_MAX: usize = 5;
 pub const FAILURE_WINDOW: Duration = Duration::from_secs(300);
 
 /// What a task takes from its node.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 struct TaskEntry {
     node: u32,
     service_id: ServiceId,
@@ -46,8 +47,12 @@ pub struct Cluster {
     nodes: Vec<NodeEntry>,
     index: BTreeMap<NodeId, u32>,
     free: Vec<u32>,
-    /// The nodes that take tasks, least loaded first.
-    order: BTreeSet<(u32, NodeId, u32)>,
+    /// How many nodes take tasks.
+    ready: usize,
+    /// Counts the changes that may make a node better than it was: an end of a task, a change of a node.
+    epoch: u64,
+    /// Tasks that shall run, per service and node.
+    services: BTreeMap<ServiceId, BTreeMap<u32, u32>>,
     tasks: BTreeMap<TaskId, TaskEntry>,
     volumes: BTreeMap<VolumeId, VolumeEntry>,
     homes: BTreeMap<SlotKey, BTreeMap<String, NodeId>>,
@@ -66,10 +71,7 @@ impl Cluster {
     /// A node appeared or changed.
     pub fn upsert_node(&mut self, node: &Node) {
         let index = self.node_index(node.id);
-        self.unlist(index);
-        self.nodes[index as usize].node = Some(Box::new(node.clone()));
-        self.eligibility.node_changed(index, Some(node));
-        self.list(index);
+        self.set_node(index, Some(node));
     }
 
     /// A node was removed from the cluster.
@@ -77,9 +79,7 @@ impl Cluster {
         let Some(&index) = self.index.get(&id) else {
             return;
         };
-        self.unlist(index);
-        self.nodes[index as usize].node = None;
-        self.eligibility.node_changed(index, None);
+        self.set_node(index, None);
         self.failures.retain(|&(_, node_id), _| node_id != id);
         self.release_if_unused(index);
     }
@@ -91,21 +91,30 @@ impl Cluster {
         {
             self.record_failure(task.service_id, node_id, task.status.at);
         }
-        self.remove_task(task.id);
         // An unassigned task with a node is one of a global service; it takes its place when it is assigned.
-        if let Some(node_id) = task.node_id
-            && task.occupies_node()
-            && task.status.state >= TaskState::Assigned
-        {
-            let node = self.node_index(node_id);
-            let entry = TaskEntry {
-                node,
-                service_id: task.service_id,
-                reserved: task.spec.resources.reservations,
-                ports: host_ports(task).collect(),
-                wanted: task.desired <= TaskState::Running,
-            };
+        let assigned = task.occupies_node() && task.status.state >= TaskState::Assigned;
+        let entry = task
+            .node_id
+            .filter(|_| assigned)
+            .map(|node_id| self.entry_of(task, node_id));
+        if self.tasks.get(&task.id) == entry.as_ref() {
+            return;
+        }
+        self.remove_task(task.id);
+        if let Some(mut entry) = entry {
+            // The removal may have released the only thing that held the node's index.
+            entry.node = task.node_id.map_or(entry.node, |id| self.node_index(id));
             self.insert_task(task.id, entry, &task.service_name);
+        }
+    }
+
+    fn entry_of(&mut self, task: &Task, node_id: NodeId) -> TaskEntry {
+        TaskEntry {
+            node: self.node_index(node_id),
+            service_id: task.service_id,
+            reserved: task.spec.resources.reservations,
+            ports: host_ports(task).collect(),
+            wanted: task.desired <= TaskState::Running,
         }
     }
 
@@ -114,28 +123,22 @@ impl Cluster {
         let Some(entry) = self.tasks.remove(&id) else {
             return;
         };
-        self.unlist(entry.node);
+        self.epoch += 1;
         let node = &mut self.nodes[entry.node as usize];
         node.tasks -= 1;
         node.reserved.nano_cpus -= entry.reserved.nano_cpus;
         node.reserved.memory_bytes -= entry.reserved.memory_bytes;
         for port in &entry.ports {
             if let Some(holders) = node.ports.get_mut(port) {
-                holders.retain(|(holder, _)| *holder != id);
+                holders.retain(|holder| holder.task_id != id);
                 if holders.is_empty() {
                     node.ports.remove(port);
                 }
             }
         }
-        if entry.wanted
-            && let Some(count) = node.by_service.get_mut(&entry.service_id)
-        {
-            *count -= 1;
-            if *count == 0 {
-                node.by_service.remove(&entry.service_id);
-            }
+        if entry.wanted {
+            self.uncount(entry.service_id, entry.node);
         }
-        self.list(entry.node);
         self.release_if_unused(entry.node);
     }
 
@@ -210,20 +213,86 @@ impl Cluster {
     }
 
     /// The nodes of the cluster in id order.
-    pub(crate) fn known_nodes(&self) -> impl Iterator<Item = &NodeEntry> {
+    pub(crate) fn known_nodes(&self) -> impl Iterator<Item = (u32, &NodeEntry)> {
         self.index
             .values()
-            .map(|&index| self.node(index))
-            .filter(|node| node.node.is_some())
-    }
-
-    /// The nodes that take tasks, least loaded first, ties by id.
-    pub(crate) fn by_load(&self) -> impl Iterator<Item = u32> + '_ {
-        self.order.iter().map(|&(_, _, index)| index)
+            .map(|&index| (index, self.node(index)))
+            .filter(|(_, node)| node.node.is_some())
     }
 
     pub(crate) fn ready_nodes(&self) -> usize {
-        self.order.len()
+        self.ready
+    }
+
+    /// The tasks of a service that shall run, per node.
+    pub(crate) fn service_use(&self, service_id: ServiceId) -> &BTreeMap<u32, u32> {
+        static NOTHING: BTreeMap<u32, u32> = BTreeMap::new();
+        self.services.get(&service_id).unwrap_or(&NOTHING)
+    }
+
+    /// What filters look at.
+    pub(crate) fn seat(&self, service_id: ServiceId, index: u32) -> Seat<'_> {
+        self.seat_with(self.service_use(service_id), index)
+    }
+
+    /// As [`Self::seat`], for many nodes of one service.
+    pub(crate) fn seat_with(&self, service_use: &BTreeMap<u32, u32>, index: u32) -> Seat<'_> {
+        Seat {
+            node: self.node(index),
+            service_tasks: service_use.get(&index).copied().unwrap_or(0),
+        }
+    }
+
+    /// The seats of all nodes of the cluster, in id order.
+    pub(crate) fn seats(&self, service_id: ServiceId) -> impl Iterator<Item = Seat<'_>> {
+        let service_use = self.service_use(service_id);
+        self.index
+            .values()
+            .map(|&index| self.seat_with(service_use, index))
+            .filter(|seat| seat.node.node.is_some())
+    }
+
+    /// The least loaded of the nodes that satisfy `placement` and that `accept` takes; gives up after `looks_max`
+    /// nodes. `eligible` are the bits of `placement`.
+    pub(crate) fn least_loaded(
+        &mut self,
+        placement: &Placement,
+        eligible: &NodeBits,
+        looks_max: usize,
+        accept: impl Fn(&Self, u32) -> bool,
+    ) -> Option<u32> {
+        let mut queue = std::mem::take(self.eligibility.queue(placement)?);
+        if queue.epoch != self.epoch {
+            let nodes = eligible
+                .ones()
+                .filter(|&index| self.node(index).takes_tasks());
+            queue.nodes = nodes.map(|index| Reverse(self.load_key(index))).collect();
+            queue.epoch = self.epoch;
+        }
+        let mut looked_at = Vec::new();
+        let mut found = None;
+        while looked_at.len() < looks_max
+            && found.is_none()
+            && let Some(Reverse(key)) = queue.nodes.pop()
+        {
+            let newest = self.load_key(key.2);
+            if newest != key {
+                queue.nodes.push(Reverse(newest));
+                continue;
+            }
+            looked_at.push(Reverse(key));
+            found = accept(self, key.2).then_some(key.2);
+        }
+        queue.nodes.extend(looked_at);
+        if let Some(place) = self.eligibility.queue(placement) {
+            *place = queue;
+        }
+        found
+    }
+
+    fn load_key(&self, index: u32) -> (u32, NodeId, u32) {
+        let node = self.node(index);
+        (node.tasks, node.id, index)
     }
 
     pub(crate) fn eligible(&mut self, placement: &Placement) -> NodeBits {
@@ -295,7 +364,6 @@ impl Cluster {
     }
 
     fn insert_task(&mut self, id: TaskId, entry: TaskEntry, service_name: &str) {
-        self.unlist(entry.node);
         let node = &mut self.nodes[entry.node as usize];
         node.tasks += 1;
         node.reserved.nano_cpus += entry.reserved.nano_cpus;
@@ -304,13 +372,16 @@ impl Cluster {
             let name: Arc<str> = service_name.into();
             for port in &entry.ports {
                 let holders = node.ports.entry(*port).or_default();
-                holders.push((id, Arc::clone(&name)));
+                holders.push(PortHolder {
+                    task_id: id,
+                    service_name: Arc::clone(&name),
+                });
             }
         }
         if entry.wanted {
-            *node.by_service.entry(entry.service_id).or_default() += 1;
+            let counts = self.services.entry(entry.service_id).or_default();
+            *counts.entry(entry.node).or_default() += 1;
         }
-        self.list(entry.node);
         self.tasks.insert(id, entry);
     }
 
@@ -352,25 +423,36 @@ impl Cluster {
         index
     }
 
+    fn uncount(&mut self, service_id: ServiceId, node: u32) {
+        let Some(counts) = self.services.get_mut(&service_id) else {
+            return;
+        };
+        if let Some(count) = counts.get_mut(&node) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&node);
+            }
+        }
+        if counts.is_empty() {
+            self.services.remove(&service_id);
+        }
+    }
+
+    fn set_node(&mut self, index: u32, node: Option<&Node>) {
+        let entry = &mut self.nodes[index as usize];
+        self.ready -= usize::from(entry.takes_tasks());
+        entry.node = node.map(|node| Box::new(node.clone()));
+        self.ready += usize::from(entry.takes_tasks());
+        self.eligibility.node_changed(index, node);
+        self.epoch += 1;
+    }
+
     fn release_if_unused(&mut self, index: u32) {
         let entry = self.node(index);
         if entry.is_unused() {
             let id = entry.id;
             self.index.remove(&id);
             self.free.push(index);
-        }
-    }
-
-    fn unlist(&mut self, index: u32) {
-        let entry = self.node(index);
-        let key = (entry.tasks, entry.id, index);
-        self.order.remove(&key);
-    }
-
-    fn list(&mut self, index: u32) {
-        let entry = self.node(index);
-        if entry.takes_tasks() {
-            self.order.insert((entry.tasks, entry.id, index));
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use crate::constraint::{self, Constraint};
 use crate::filter::platform_matches;
-use shoal_model::Node;
 use shoal_model::spec::{Placement, Platform};
-use std::collections::BTreeMap;
+use shoal_model::{Node, NodeId};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 
 /// Most kinds of specs whose bits are kept; beyond it all are forgotten and computed again when asked for.
-const KINDS_MAX: usize = 256;
+const KINDS_MAX: usize = 64;
 
 /// A set of node indices.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,6 +46,16 @@ impl NodeBits {
     }
 }
 
+/// The eligible nodes that take tasks, least loaded first. Loads in it may be lower than they are by now, never higher:
+/// a reader corrects what it takes out.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LoadQueue {
+    /// [`crate::Cluster`]'s epoch for which it was built; another one makes it worthless.
+    pub(crate) epoch: u64,
+    /// (tasks, id, index).
+    pub(crate) nodes: BinaryHeap<Reverse<(u32, NodeId, u32)>>,
+}
+
 /// What the bits depend on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Kind {
@@ -58,6 +69,20 @@ struct Entry {
     constraints: Option<Vec<Constraint>>,
     platforms: Vec<Platform>,
     bits: NodeBits,
+    queue: LoadQueue,
+}
+
+impl Kind {
+    fn of(placement: &Placement) -> Self {
+        Self {
+            constraints: placement.constraints.clone(),
+            platforms: placement
+                .platforms
+                .iter()
+                .map(|p| (p.os.clone(), p.architecture.clone()))
+                .collect(),
+        }
+    }
 }
 
 impl Entry {
@@ -85,20 +110,19 @@ impl EligibilityCache {
         }
     }
 
+    /// The queue of the nodes that satisfy `placement`, whose bits were asked for before.
+    pub(crate) fn queue(&mut self, placement: &Placement) -> Option<&mut LoadQueue> {
+        let entry = self.kinds.get_mut(&Kind::of(placement))?;
+        Some(&mut entry.queue)
+    }
+
     /// The nodes that satisfy `placement`.
     pub(crate) fn bits<'a>(
         &mut self,
         placement: &Placement,
         nodes: impl Iterator<Item = (u32, &'a Node)>,
     ) -> NodeBits {
-        let kind = Kind {
-            constraints: placement.constraints.clone(),
-            platforms: placement
-                .platforms
-                .iter()
-                .map(|p| (p.os.clone(), p.architecture.clone()))
-                .collect(),
-        };
+        let kind = Kind::of(placement);
         if let Some(entry) = self.kinds.get(&kind) {
             return entry.bits.clone();
         }
@@ -109,6 +133,7 @@ impl EligibilityCache {
             constraints: constraint::parse(&placement.constraints).ok(),
             platforms: placement.platforms.clone(),
             bits: NodeBits::default(),
+            queue: LoadQueue::default(),
         };
         for (index, node) in nodes {
             let admitted = entry.admits(node);

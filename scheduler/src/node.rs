@@ -1,7 +1,7 @@
 //! One node as the scheduler sees it.
 
 use shoal_model::spec::Protocol;
-use shoal_model::{Node, NodeId, Resources, ServiceId, TaskId};
+use shoal_model::{Node, NodeId, Resources, TaskId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -15,10 +15,23 @@ pub(crate) struct NodeEntry {
     pub(crate) reserved: Resources,
     /// Tasks that occupy it.
     pub(crate) tasks: u32,
-    /// Tasks per service that shall run here.
-    pub(crate) by_service: BTreeMap<ServiceId, u32>,
     /// Host ports with their holders.
-    pub(crate) ports: BTreeMap<(Protocol, u16), Vec<(TaskId, Arc<str>)>>,
+    pub(crate) ports: BTreeMap<(Protocol, u16), Vec<PortHolder>>,
+}
+
+/// A task that occupies a host port.
+#[derive(Debug, Clone)]
+pub(crate) struct PortHolder {
+    pub(crate) task_id: TaskId,
+    pub(crate) service_name: Arc<str>,
+}
+
+/// A node with what the service in question has there: what filters look at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seat<'a> {
+    pub(crate) node: &'a NodeEntry,
+    /// Tasks of the service that shall run there.
+    pub(crate) service_tasks: u32,
 }
 
 impl NodeEntry {
@@ -28,7 +41,6 @@ impl NodeEntry {
             node: None,
             reserved: Resources::default(),
             tasks: 0,
-            by_service: BTreeMap::new(),
             ports: BTreeMap::new(),
         }
     }
@@ -42,10 +54,6 @@ impl NodeEntry {
             Some(node) => node.display_name(),
             None => self.id.to_string(),
         }
-    }
-
-    pub(crate) fn service_tasks(&self, service_id: ServiceId) -> u32 {
-        self.by_service.get(&service_id).copied().unwrap_or(0)
     }
 
     /// What the machine has; nothing before its first session.
@@ -70,6 +78,6 @@ impl NodeEntry {
 
     /// Nothing refers to this entry any more.
     pub(crate) fn is_unused(&self) -> bool {
-        self.node.is_none() && self.tasks == 0 && self.by_service.is_empty()
+        self.node.is_none() && self.tasks == 0
     }
 }

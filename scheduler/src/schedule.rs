@@ -3,7 +3,7 @@
 use crate::cluster::Cluster;
 use crate::eligibility::NodeBits;
 use crate::filter::Filters;
-use crate::node::NodeEntry;
+use crate::node::{NodeEntry, Seat};
 use crate::request::{Plan, TaskRequest};
 use crate::spread::{Rank, Ranking};
 use shoal_model::control::NodeRefusal;
@@ -54,10 +54,8 @@ pub fn schedule(cluster: &mut Cluster, requests: &[TaskRequest], now: Timestamp)
 /// The first refusal; an unknown node refuses as not ready.
 pub fn fits(cluster: &Cluster, node_id: NodeId, request: &TaskRequest) -> Result<(), Refusal> {
     let unknown = NodeEntry::new(node_id);
-    let node = cluster
-        .node_by_id(node_id)
-        .map_or(&unknown, |(_, node)| node);
-    let refusals = Filters::new(cluster, request).refusals_of(node);
+    let seat = seat_of(cluster, node_id, request, &unknown);
+    let refusals = Filters::new(cluster, request).refusals_of(seat);
     refusals.into_iter().next().map_or(Ok(()), Err)
 }
 
@@ -65,7 +63,8 @@ pub fn fits(cluster: &Cluster, node_id: NodeId, request: &TaskRequest) -> Result
 pub fn eligible(cluster: &Cluster, node_id: NodeId, request: &TaskRequest) -> bool {
     cluster
         .node_by_id(node_id)
-        .is_some_and(|(_, node)| Filters::new(cluster, request).eligible(node))
+        .map(|(index, _)| cluster.seat(request.service_id, index))
+        .is_some_and(|seat| Filters::new(cluster, request).eligible(seat))
 }
 
 /// Every node of the cluster with everything that keeps it from taking the request; a node that could take it has no
@@ -73,14 +72,30 @@ pub fn eligible(cluster: &Cluster, node_id: NodeId, request: &TaskRequest) -> bo
 pub fn explain(cluster: &Cluster, request: &TaskRequest) -> Vec<NodeRefusal> {
     let filters = Filters::new(cluster, request);
     cluster
-        .known_nodes()
-        .filter(|node| request.node_id.is_none_or(|wanted| wanted == node.id))
-        .map(|node| NodeRefusal {
-            node_id: node.id,
-            node_name: node.name(),
-            refusals: filters.refusals_of(node),
+        .seats(request.service_id)
+        .filter(|seat| request.node_id.is_none_or(|wanted| wanted == seat.node.id))
+        .map(|seat| NodeRefusal {
+            node_id: seat.node.id,
+            node_name: seat.node.name(),
+            refusals: filters.refusals_of(seat),
         })
         .collect()
+}
+
+/// The seat of a node that may not be known.
+fn seat_of<'a>(
+    cluster: &'a Cluster,
+    node_id: NodeId,
+    request: &TaskRequest,
+    unknown: &'a NodeEntry,
+) -> Seat<'a> {
+    match cluster.node_by_id(node_id) {
+        Some((index, _)) => cluster.seat(request.service_id, index),
+        None => Seat {
+            node: unknown,
+            service_tasks: 0,
+        },
+    }
 }
 
 fn place_group(
@@ -123,8 +138,8 @@ fn place_pinned(
     placements: &mut Vec<(TaskId, NodeId)>,
 ) {
     let filters = Filters::new(cluster, request);
-    if let Some((index, node)) = cluster.node_by_id(node_id)
-        && filters.admits(node)
+    if let Some((index, _)) = cluster.node_by_id(node_id)
+        && filters.admits(cluster.seat(request.service_id, index))
     {
         cluster.place(request, index);
         placements.push((request.task_id, node_id));
@@ -141,7 +156,7 @@ fn refuse_group(cluster: &Cluster, group: &[&TaskRequest]) -> Vec<(TaskId, Vec<R
                 Some(node_id) => refuse_pinned(cluster, request, node_id),
                 None => shared
                     .get_or_insert_with(|| {
-                        Filters::new(cluster, request).aggregate(cluster.known_nodes())
+                        Filters::new(cluster, request).aggregate(cluster.seats(request.service_id))
                     })
                     .clone(),
             };
@@ -153,13 +168,10 @@ fn refuse_group(cluster: &Cluster, group: &[&TaskRequest]) -> Vec<(TaskId, Vec<R
 fn refuse_pinned(cluster: &Cluster, request: &TaskRequest, node_id: NodeId) -> Vec<Refusal> {
     let filters = Filters::new(cluster, request);
     let unknown = NodeEntry::new(node_id);
-    let node = cluster
-        .node_by_id(node_id)
-        .map_or(&unknown, |(_, node)| node);
-    let mut refusals = filters.refusals_of(node);
+    let mut refusals = filters.refusals_of(seat_of(cluster, node_id, request, &unknown));
     if request.node_id.is_none() {
         // The node that has the data is what the user must look at, so its refusals stand first.
-        let others = filters.aggregate(cluster.known_nodes());
+        let others = filters.aggregate(cluster.seats(request.service_id));
         refusals.retain(|refusal| refusal.filter != "volume");
         refusals.extend(others.into_iter().filter(|r| r.filter == "volume"));
     }
@@ -195,13 +207,12 @@ fn walk(
     }
     let filters = Filters::new(cluster, first);
     for (placed, request) in group.iter().enumerate() {
-        let best = cluster.by_load().take(WALK_NODES_MAX).find(|&index| {
-            let node = cluster.node(index);
-            scope.eligible.contains(index)
-                && node.service_tasks(request.service_id) == 0
-                && !scope.failing.contains(&node.id)
-                && filters.room(node)
-        });
+        let accept = |cluster: &Cluster, index: u32| {
+            let seat = cluster.seat(request.service_id, index);
+            seat.service_tasks == 0 && !scope.failing.contains(&seat.node.id) && filters.room(seat)
+        };
+        let placement = &first.spec.placement;
+        let best = cluster.least_loaded(placement, &scope.eligible, WALK_NODES_MAX, accept);
         let Some(index) = best else {
             return placed;
         };
@@ -230,8 +241,9 @@ fn rank(
         placements.push((request.task_id, best.node_id));
         cluster.place(request, best.index);
         scope.data.remove(&best.node_id);
-        let fits = filters.room(cluster.node(best.index));
-        ranking.took(fits.then(|| rank_of(cluster, first, best.index, &scope)));
+        let seat = cluster.seat(first.service_id, best.index);
+        let fits = filters.room(seat);
+        ranking.took(fits.then(|| scope.rank(seat, best.index)));
     }
 }
 
@@ -243,9 +255,10 @@ fn ranked(
     scope: &Scope,
 ) -> Ranking {
     let mut ranking = Ranking::new(&request.spec.placement.spread);
+    let service_use = cluster.service_use(request.service_id);
     let candidate = |index: u32| {
-        let node = cluster.node(index);
-        (node.takes_tasks() && filters.room(node)).then(|| rank_of(cluster, request, index, scope))
+        let seat = cluster.seat_with(service_use, index);
+        (seat.node.takes_tasks() && filters.room(seat)).then(|| scope.rank(seat, index))
     };
     if ranking.is_flat() {
         for index in scope.eligible.ones() {
@@ -255,14 +268,11 @@ fn ranked(
         }
     } else {
         // Tasks on nodes that take no more weigh in their branches too.
-        for entry in cluster.known_nodes() {
-            if let (Some(node), Some((index, _))) = (&entry.node, cluster.node_by_id(entry.id)) {
+        for (index, entry) in cluster.known_nodes() {
+            if let Some(node) = &entry.node {
                 let rank = scope.eligible.contains(index).then(|| candidate(index));
-                ranking.add(
-                    node,
-                    entry.service_tasks(request.service_id),
-                    rank.flatten(),
-                );
+                let tasks = cluster.seat_with(service_use, index).service_tasks;
+                ranking.add(node, tasks, rank.flatten());
             }
         }
     }
@@ -270,14 +280,15 @@ fn ranked(
     ranking
 }
 
-fn rank_of(cluster: &Cluster, request: &TaskRequest, index: u32, scope: &Scope) -> Rank {
-    let node = cluster.node(index);
-    Rank {
-        failing: scope.failing.contains(&node.id),
-        without_data: scope.prefers_data && !scope.data.contains(&node.id),
-        service_tasks: node.service_tasks(request.service_id),
-        tasks: node.tasks,
-        node_id: node.id,
-        index,
+impl Scope {
+    fn rank(&self, seat: Seat<'_>, index: u32) -> Rank {
+        Rank {
+            failing: self.failing.contains(&seat.node.id),
+            without_data: self.prefers_data && !self.data.contains(&seat.node.id),
+            service_tasks: seat.service_tasks,
+            tasks: seat.node.tasks,
+            node_id: seat.node.id,
+            index,
+        }
     }
 }

@@ -146,7 +146,7 @@ mod tests {
             node_id: NodeId::from_bits(id),
             index: 0,
         };
-        let mut ranks = vec![
+        let mut ranks = [
             rank(true, 0, 0, 1),
             rank(false, 1, 0, 2),
             rank(false, 0, 9, 3),

@@ -1,5 +1,7 @@
 //! Properties of placement over generated clusters, and the words of refusals.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
 use proptest::prelude::*;
 use shoal_model::spec::{PortConfig, Protocol, PublishMode, TaskSpec};
 use shoal_model::volume::SlotKey;

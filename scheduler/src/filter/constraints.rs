@@ -2,7 +2,7 @@
 
 use super::{Filter, names};
 use crate::constraint::{Constraint, ConstraintError, Key, Operator, parse};
-use crate::node::NodeEntry;
+use crate::node::{NodeEntry, Seat};
 
 pub(super) struct ConstraintFilter<'a> {
     texts: &'a [String],
@@ -23,7 +23,8 @@ impl Filter for ConstraintFilter<'_> {
         "constraint"
     }
 
-    fn admits(&self, entry: &NodeEntry) -> bool {
+    fn admits(&self, seat: Seat<'_>) -> bool {
+        let entry = seat.node;
         if self.texts.is_empty() {
             return true;
         }

@@ -9,7 +9,7 @@ mod resources;
 mod volume;
 
 use crate::cluster::Cluster;
-use crate::node::NodeEntry;
+use crate::node::{NodeEntry, Seat};
 use crate::request::TaskRequest;
 use constraints::ConstraintFilter;
 use platform::PlatformFilter;
@@ -29,7 +29,7 @@ pub(crate) trait Filter {
     /// Its name in [`Refusal::filter`].
     fn name(&self) -> &'static str;
     /// Whether the node may take the task.
-    fn admits(&self, node: &NodeEntry) -> bool;
+    fn admits(&self, seat: Seat<'_>) -> bool;
     /// Reason and fix for the nodes that it refused; never called with none.
     fn explain(&self, refused: &[&NodeEntry]) -> (String, String);
 }
@@ -55,14 +55,14 @@ impl<'a> Filters<'a> {
             volume: VolumeFilter::new(cluster, request),
             resources: ResourceFilter::new(request.spec.resources.reservations),
             ports: PortFilter::new(&request.host_ports),
-            replicas: ReplicasFilter::new(request.service_id, placement.max_replicas_per_node),
+            replicas: ReplicasFilter::new(placement.max_replicas_per_node),
         }
     }
 
     /// The filters whose answer changes with what runs on the node. The others are answered by the eligibility bits,
     /// the set of nodes that take tasks, and the home of the slot.
-    pub(crate) fn room(&self, node: &NodeEntry) -> bool {
-        self.resources.admits(node) && self.ports.admits(node) && self.replicas.admits(node)
+    pub(crate) fn room(&self, seat: Seat<'_>) -> bool {
+        self.resources.admits(seat) && self.ports.admits(seat) && self.replicas.admits(seat)
     }
 
     fn all(&self) -> [&dyn Filter; 7] {
@@ -77,33 +77,33 @@ impl<'a> Filters<'a> {
         ]
     }
 
-    pub(crate) fn admits(&self, node: &NodeEntry) -> bool {
-        self.all().iter().all(|filter| filter.admits(node))
+    pub(crate) fn admits(&self, seat: Seat<'_>) -> bool {
+        self.all().iter().all(|filter| filter.admits(seat))
     }
 
     /// Whether the properties of the node alone (not its load, not its state) allow the task.
-    pub(crate) fn eligible(&self, node: &NodeEntry) -> bool {
-        self.platform.admits(node) && self.constraints.admits(node)
+    pub(crate) fn eligible(&self, seat: Seat<'_>) -> bool {
+        self.platform.admits(seat) && self.constraints.admits(seat)
     }
 
     /// Every filter that refuses this one node.
-    pub(crate) fn refusals_of(&self, node: &NodeEntry) -> Vec<Refusal> {
+    pub(crate) fn refusals_of(&self, seat: Seat<'_>) -> Vec<Refusal> {
         self.all()
             .iter()
-            .filter(|filter| !filter.admits(node))
-            .map(|filter| refusal(*filter, &[node]))
+            .filter(|filter| !filter.admits(seat))
+            .map(|filter| refusal(*filter, &[seat.node]))
             .collect()
     }
 
     /// One refusal per filter over all nodes; a node counts for the first filter that refuses it.
-    pub(crate) fn aggregate<'n>(&self, nodes: impl Iterator<Item = &'n NodeEntry>) -> Vec<Refusal> {
+    pub(crate) fn aggregate<'n>(&self, seats: impl Iterator<Item = Seat<'n>>) -> Vec<Refusal> {
         let filters = self.all();
         let mut refused: [Vec<&NodeEntry>; 7] = Default::default();
         let mut any = false;
-        for node in nodes {
+        for seat in seats {
             any = true;
-            if let Some(first) = filters.iter().position(|filter| !filter.admits(node)) {
-                refused[first].push(node);
+            if let Some(first) = filters.iter().position(|filter| !filter.admits(seat)) {
+                refused[first].push(seat.node);
             }
         }
         if !any {

@@ -2,7 +2,7 @@
 
 use super::{Filter, count};
 use crate::constraint::architecture;
-use crate::node::NodeEntry;
+use crate::node::{NodeEntry, Seat};
 use shoal_model::Node;
 use shoal_model::spec::Platform;
 
@@ -36,7 +36,8 @@ impl Filter for PlatformFilter<'_> {
         "platform"
     }
 
-    fn admits(&self, node: &NodeEntry) -> bool {
+    fn admits(&self, seat: Seat<'_>) -> bool {
+        let node = seat.node;
         match &node.node {
             Some(node) => platform_matches(self.platforms, node),
             None => self.platforms.is_empty(),

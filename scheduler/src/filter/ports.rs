@@ -1,7 +1,7 @@
 //! The host ports of the task are free on the node.
 
 use super::{Filter, count, names};
-use crate::node::NodeEntry;
+use crate::node::{NodeEntry, Seat};
 use shoal_model::spec::Protocol;
 use std::collections::BTreeSet;
 
@@ -20,7 +20,8 @@ impl Filter for PortFilter<'_> {
         "host-port"
     }
 
-    fn admits(&self, node: &NodeEntry) -> bool {
+    fn admits(&self, seat: Seat<'_>) -> bool {
+        let node = seat.node;
         self.ports.iter().all(|port| !node.ports.contains_key(port))
     }
 
@@ -30,7 +31,10 @@ impl Filter for PortFilter<'_> {
         for port in self.ports {
             for held in refused.iter().filter_map(|node| node.ports.get(port)) {
                 ports.insert(format!("{}/{}", port.1, port.0.as_str()));
-                holders.extend(held.iter().map(|(_, service)| format!("`{service}`")));
+                holders.extend(
+                    held.iter()
+                        .map(|holder| format!("`{}`", holder.service_name)),
+                );
             }
         }
         let join = |set: BTreeSet<String>| set.into_iter().collect::<Vec<_>>().join(", ");

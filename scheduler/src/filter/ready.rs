@@ -1,7 +1,7 @@
 //! The node is heard of and takes tasks.
 
 use super::{Filter, names};
-use crate::node::NodeEntry;
+use crate::node::{NodeEntry, Seat};
 use shoal_model::{Availability, NodeState};
 
 pub(super) struct ReadyFilter;
@@ -48,8 +48,8 @@ impl Filter for ReadyFilter {
         "ready"
     }
 
-    fn admits(&self, node: &NodeEntry) -> bool {
-        node.takes_tasks()
+    fn admits(&self, seat: Seat<'_>) -> bool {
+        seat.node.takes_tasks()
     }
 
     fn explain(&self, refused: &[&NodeEntry]) -> (String, String) {

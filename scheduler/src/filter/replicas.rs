@@ -1,20 +1,15 @@
 //! The node has fewer tasks of the service than `--replicas-max-per-node`.
 
 use super::{Filter, count};
-use crate::node::NodeEntry;
-use shoal_model::ServiceId;
+use crate::node::{NodeEntry, Seat};
 
 pub(super) struct ReplicasFilter {
-    service_id: ServiceId,
     max_per_node: u64,
 }
 
 impl ReplicasFilter {
-    pub(super) fn new(service_id: ServiceId, max_per_node: u64) -> Self {
-        Self {
-            service_id,
-            max_per_node,
-        }
+    pub(super) fn new(max_per_node: u64) -> Self {
+        Self { max_per_node }
     }
 }
 
@@ -23,8 +18,8 @@ impl Filter for ReplicasFilter {
         "max-replicas"
     }
 
-    fn admits(&self, node: &NodeEntry) -> bool {
-        self.max_per_node == 0 || u64::from(node.service_tasks(self.service_id)) < self.max_per_node
+    fn admits(&self, seat: Seat<'_>) -> bool {
+        self.max_per_node == 0 || u64::from(seat.service_tasks) < self.max_per_node
     }
 
     fn explain(&self, refused: &[&NodeEntry]) -> (String, String) {

@@ -1,7 +1,7 @@
 //! The node has enough CPU and memory that nobody has reserved.
 
 use super::{Filter, count};
-use crate::node::NodeEntry;
+use crate::node::{NodeEntry, Seat};
 use shoal_model::Resources;
 
 pub(super) struct ResourceFilter {
@@ -19,7 +19,8 @@ impl Filter for ResourceFilter {
         "resources"
     }
 
-    fn admits(&self, node: &NodeEntry) -> bool {
+    fn admits(&self, seat: Seat<'_>) -> bool {
+        let node = seat.node;
         // Only what is asked for is compared: a task without reservations runs on an overbooked node too.
         if self.wanted == Resources::default() {
             return true;

@@ -2,7 +2,7 @@
 
 use super::{Filter, names};
 use crate::cluster::Cluster;
-use crate::node::NodeEntry;
+use crate::node::{NodeEntry, Seat};
 use crate::request::TaskRequest;
 use shoal_model::NodeId;
 
@@ -27,7 +27,8 @@ impl Filter for VolumeFilter<'_> {
         "volume"
     }
 
-    fn admits(&self, node: &NodeEntry) -> bool {
+    fn admits(&self, seat: Seat<'_>) -> bool {
+        let node = seat.node;
         self.homes.iter().all(|&(_, home, _)| home == node.id)
     }
 
