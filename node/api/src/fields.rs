@@ -140,6 +140,23 @@ impl Fields {
         }
     }
 
+    /// A list of whole numbers; absent: empty.
+    pub(crate) fn ints<T: TryFrom<i128>>(&mut self, name: &str) -> ApiResult<Vec<T>> {
+        let path = self.path_of(name);
+        match self.take(name) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(items)) => items
+                .iter()
+                .map(|item| {
+                    item.as_i64()
+                        .and_then(|number| T::try_from(i128::from(number)).ok())
+                        .ok_or_else(|| wrong(&path, "a list of whole numbers in range", item))
+                })
+                .collect(),
+            Some(other) => Err(wrong(&path, "a list of whole numbers", &other)),
+        }
+    }
+
     /// A command: a list of texts, or one text, which Docker reads as a list of one.
     pub(crate) fn command(&mut self, name: &str) -> ApiResult<Option<Vec<String>>> {
         if let Some(Value::String(_)) = self.map.get(name) {

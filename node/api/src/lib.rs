@@ -4,13 +4,20 @@
 //! containers or the cluster: it reads a request into the types of the engine and of the model, asks, and writes the
 //! answer in Docker's words. What it does not understand it refuses by name; it never drops a field unseen.
 
+// Docker's larger objects are written as one literal each.
+#![recursion_limit = "256"]
+
+mod cluster;
+mod convert;
 mod error;
 mod fields;
+mod hijack;
 mod ops;
 mod peer;
 mod request;
 mod routes;
 mod server;
+mod stream;
 mod time;
 
 pub use error::ApiError;

@@ -1,6 +1,15 @@
 //! The endpoints, one module per kind of object.
 
+mod archive;
+mod container_io;
+mod containers;
+mod nodes;
+mod services;
+mod shoal;
+mod swarm;
 mod system;
+mod tasks;
+mod volumes;
 
 use crate::error::ApiError;
 use crate::server::Api;
@@ -10,7 +19,16 @@ use axum::extract::Request;
 /// All endpoints, without the version prefix.
 pub(crate) fn router(api: Api) -> Router {
     Router::new()
+        .merge(archive::routes())
+        .merge(container_io::routes())
+        .merge(containers::routes())
+        .merge(nodes::routes())
+        .merge(services::routes())
+        .merge(shoal::routes())
+        .merge(swarm::routes())
         .merge(system::routes())
+        .merge(tasks::routes())
+        .merge(volumes::routes())
         .fallback(unknown)
         .with_state(api)
 }

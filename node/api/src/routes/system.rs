@@ -1,18 +1,29 @@
 //! The daemon itself: ping, version, information, events.
 
-use crate::error::ApiResult;
+use crate::cluster;
+use crate::convert::{self, local_out};
+use crate::error::{ApiError, ApiResult};
+use crate::request::Params;
 use crate::server::{API_VERSION, API_VERSION_MIN, Api};
+use crate::stream::json_lines;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures_util::StreamExt;
 use http::header;
 use serde_json::json;
+use shoal_engine::EventFilter;
+use shoal_engine::event::EVENT_FILTER_KEYS;
+use std::time::Duration;
 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
         .route("/_ping", get(ping))
         .route("/version", get(version))
+        .route("/info", get(info))
+        .route("/events", get(events))
+        .route("/auth", post(no_login))
 }
 
 async fn ping(State(api): State<Api>) -> Response {
@@ -72,4 +83,58 @@ async fn version(State(api): State<Api>) -> ApiResult {
         "BuildTime": "",
     }))
     .into_response())
+}
+
+/// Longest time that an overview waits for the managers.
+const OVERVIEW_TIMEOUT: Duration = Duration::from_secs(2);
+
+async fn info(State(api): State<Api>) -> ApiResult {
+    let engine = api.engine.info().await?;
+    let local = api.cluster.local();
+    let now = crate::time::now();
+    let mut out = local_out::info(&engine, &local, &api.version, now);
+    if local.control_available {
+        let swarm = &mut out["Swarm"];
+        match tokio::time::timeout(OVERVIEW_TIMEOUT, overview(&api)).await {
+            Ok(Ok((nodes, managers, cluster))) => {
+                swarm["Nodes"] = json!(nodes);
+                swarm["Managers"] = json!(managers);
+                swarm["Cluster"] = cluster;
+            }
+            Ok(Err(err)) => swarm["Error"] = json!(err.message()),
+            Err(_) => swarm["Error"] = json!("the managers do not answer: is there a quorum?"),
+        }
+    }
+    Ok(Json(out).into_response())
+}
+
+/// Number of nodes, number of managers, the cluster without its secrets.
+async fn overview(api: &Api) -> ApiResult<(usize, usize, serde_json::Value)> {
+    let nodes = cluster::nodes(api).await?;
+    let managers = nodes
+        .iter()
+        .filter(|view| view.node.manager.is_some())
+        .count();
+    let cluster = cluster::cluster(api).await?;
+    Ok((nodes.len(), managers, convert::cluster::info(&cluster)))
+}
+
+async fn events(State(api): State<Api>, params: Params) -> ApiResult {
+    let filter = EventFilter {
+        since: params.time("since")?,
+        until: params.time("until")?,
+        filters: params.filters(&EVENT_FILTER_KEYS)?,
+    };
+    let events = api.engine.events(filter).await?;
+    let lines = events.map(|event| match event {
+        Ok(event) => Ok(local_out::event(&event)),
+        Err(err) => Err(err.into()),
+    });
+    Ok(json_lines(&api, lines))
+}
+
+async fn no_login() -> ApiError {
+    ApiError::not_implemented(
+        "credentials are not checked here: they are sent with each pull (X-Registry-Auth)",
+    )
 }

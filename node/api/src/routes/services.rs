@@ -1,0 +1,152 @@
+//! Services.
+
+use crate::cluster::{self, ask, tell, unexpected};
+use crate::convert::service_in;
+use crate::convert::service_out::{self, ServiceDetail};
+use crate::error::{ApiError, ApiResult};
+use crate::request::{Filters, JsonBody, Params, labels_match, passes};
+use crate::server::Api;
+use axum::extract::{Path, State};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use base64::Engine as _;
+use http::{HeaderMap, StatusCode};
+use serde_json::{Value, json};
+use shoal_model::control::{ControlRequest, ControlResponse, ServiceView};
+use shoal_model::{ServiceId, ServiceMode};
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/services", get(list))
+        .route("/services/create", post(create))
+        .route("/services/{id}", get(inspect).delete(remove))
+        .route("/services/{id}/update", post(update))
+}
+
+async fn list(State(api): State<Api>, params: Params) -> ApiResult {
+    let filters = params.filters(&["id", "label", "mode", "name", "runtime"])?;
+    let detail = ServiceDetail {
+        status: params.flag("status"),
+        defaults: false,
+    };
+    let services = cluster::services(&api).await?;
+    let services: Vec<Value> = services
+        .iter()
+        .filter(|view| matches(view, &filters))
+        .map(|view| service_out::service(view, detail))
+        .collect();
+    Ok(Json(services).into_response())
+}
+
+fn matches(view: &ServiceView, filters: &Filters) -> bool {
+    let service = &view.service;
+    let id = service.id.to_string();
+    let mode = match service.spec.mode {
+        ServiceMode::Replicated { .. } => "replicated",
+        ServiceMode::Global => "global",
+    };
+    passes(filters, "id", |value| id.starts_with(value))
+        && passes(filters, "name", |value| {
+            service.spec.name.starts_with(value)
+        })
+        && passes(filters, "mode", |value| mode == value)
+        && passes(filters, "runtime", |value| value == "container")
+        && labels_match(&service.spec.labels, filters.get("label"))
+}
+
+async fn create(State(api): State<Api>, headers: HeaderMap, JsonBody(body): JsonBody) -> ApiResult {
+    refuse_credentials(&headers)?;
+    cluster::require_manager(&api)?;
+    let spec = Box::new(service_in::service_spec(body)?);
+    let id = ServiceId::from_bits(rand::random());
+    match ask(&api, ControlRequest::CreateService { id, spec }).await? {
+        ControlResponse::ServiceCreated(id) => {
+            let answer = json!({ "ID": id.to_string(), "Warnings": null });
+            Ok((StatusCode::CREATED, Json(answer)).into_response())
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Credentials can't reach the nodes yet; dropped in silence they would make a pull fail without a reason.
+fn refuse_credentials(headers: &HeaderMap) -> ApiResult<()> {
+    let Some(header) = headers.get("x-registry-auth") else {
+        return Ok(());
+    };
+    let says_nothing = base64::engine::general_purpose::URL_SAFE
+        .decode(header.as_bytes())
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok())
+        .is_some_and(|auth| {
+            [
+                "username",
+                "password",
+                "auth",
+                "identitytoken",
+                "registrytoken",
+            ]
+            .iter()
+            .all(|field| auth[field].as_str().unwrap_or_default().is_empty())
+        });
+    if header.is_empty() || says_nothing {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(
+        "registry credentials of services (--with-registry-auth) are not supported yet: load or pull the image on the \
+         nodes",
+    ))
+}
+
+async fn inspect(State(api): State<Api>, Path(id): Path<String>, params: Params) -> ApiResult {
+    let detail = ServiceDetail {
+        status: params.flag("status"),
+        defaults: params.flag("insertDefaults"),
+    };
+    let view = cluster::service(&api, &id).await?;
+    Ok(Json(service_out::service(&view, detail)).into_response())
+}
+
+async fn update(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    params: Params,
+    headers: HeaderMap,
+    JsonBody(body): JsonBody,
+) -> ApiResult {
+    refuse_credentials(&headers)?;
+    let version = super::swarm::version(&params)?;
+    let rollback = match params.get("rollback") {
+        None => false,
+        Some("previous") => true,
+        Some(other) => {
+            return Err(ApiError::field(
+                "rollback",
+                format!("`{other}`: expected previous"),
+            ));
+        }
+    };
+    if let Some(from) = params.get("registryAuthFrom")
+        && !matches!(from, "spec" | "previous-spec")
+    {
+        let reason = format!("`{from}`: expected spec or previous-spec");
+        return Err(ApiError::field("registryAuthFrom", reason));
+    }
+    cluster::require_manager(&api)?;
+    let spec = Box::new(service_in::service_spec(body)?);
+    let id = cluster::service(&api, &id).await?.service.id;
+    let request = ControlRequest::UpdateService {
+        id,
+        version,
+        spec,
+        rollback,
+    };
+    tell(&api, request).await?;
+    Ok(Json(json!({ "Warnings": null })).into_response())
+}
+
+async fn remove(State(api): State<Api>, Path(id): Path<String>) -> ApiResult {
+    let id = cluster::service(&api, &id).await?.service.id;
+    tell(&api, ControlRequest::RemoveService(id)).await?;
+    Ok(StatusCode::OK.into_response())
+}

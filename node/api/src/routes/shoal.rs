@@ -1,0 +1,122 @@
+//! What Docker's API has no words for: `/shoal/v1/…`. Bodies are the model's own types as JSON.
+
+use crate::cluster::{self, ask, tell, unexpected};
+use crate::error::{ApiError, ApiResult};
+use crate::request::Params;
+use crate::server::Api;
+use crate::stream::json_lines;
+use axum::extract::{Path, State};
+use axum::response::IntoResponse;
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use futures_util::StreamExt;
+use http::StatusCode;
+use serde_json::json;
+use shoal_model::control::{ControlRequest, ControlResponse, WatchEvent, WatchRequest};
+use shoal_model::volume::SlotKey;
+use shoal_model::{NodeRole, Timestamp};
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/shoal/v1/services/{id}/explain", get(explain))
+        .route("/shoal/v1/services/{id}/rebind-volume", post(rebind_volume))
+        .route("/shoal/v1/volumes", get(volumes))
+        .route("/shoal/v1/volumes/{id}", delete(remove_volume))
+        .route("/shoal/v1/tokens/rotate", post(rotate_token))
+        .route("/shoal/v1/watch", get(watch))
+        .route("/shoal/v1/debug/actors", get(debug))
+}
+
+async fn explain(State(api): State<Api>, Path(id): Path<String>) -> ApiResult {
+    let id = cluster::service(&api, &id).await?.service.id;
+    match ask(&api, ControlRequest::ExplainService(id)).await? {
+        ControlResponse::Explanation(explanation) => Ok(Json(explanation).into_response()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn rebind_volume(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult {
+    let Some(name) = params.get("name") else {
+        return Err(ApiError::bad_request(
+            "`name` is needed: the name of the volume",
+        ));
+    };
+    let Some(slot) = params.number("slot")? else {
+        return Err(ApiError::bad_request(
+            "`slot` is needed: the number of the slot",
+        ));
+    };
+    let service_id = cluster::service(&api, &id).await?.service.id;
+    let request = ControlRequest::RebindVolume {
+        slot: SlotKey { service_id, slot },
+        name: name.to_owned(),
+    };
+    tell(&api, request).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn volumes(State(api): State<Api>) -> ApiResult {
+    Ok(Json(cluster::volumes(&api).await?).into_response())
+}
+
+async fn remove_volume(State(api): State<Api>, Path(id): Path<String>) -> ApiResult {
+    let id = cluster::volume(&api, &id).await?.id;
+    tell(&api, ControlRequest::RemoveVolume { id }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// A new token of one role (`role`), with an expiry (`expires`: a span) or a number of uses (`uses`) if wanted.
+async fn rotate_token(State(api): State<Api>, params: Params) -> ApiResult {
+    let role = match params.get("role") {
+        Some("worker") => NodeRole::Worker,
+        Some("manager") => NodeRole::Manager,
+        _ => return Err(ApiError::field("role", "expected worker or manager")),
+    };
+    let expires_at = params.get("expires").map(expiry).transpose()?;
+    let current = cluster::cluster(&api).await?;
+    let request = ControlRequest::UpdateCluster {
+        version: current.meta.version,
+        spec: Box::new(current.spec),
+        rotate_worker_token: role == NodeRole::Worker,
+        rotate_manager_token: role == NodeRole::Manager,
+        token_expires_at: expires_at,
+        token_uses: params.number("uses")?,
+    };
+    tell(&api, request).await?;
+    let changed = cluster::cluster(&api).await?;
+    let token = api.cluster.join_token(&changed, role);
+    Ok(Json(json!({ "Token": token })).into_response())
+}
+
+fn expiry(text: &str) -> ApiResult<Timestamp> {
+    match crate::time::parse_go_duration(text) {
+        Some(span) => Ok(crate::time::now().plus(span)),
+        None => Err(ApiError::field(
+            "expires",
+            format!("`{text}` is not a span such as 24h"),
+        )),
+    }
+}
+
+/// One line `{"Version": N}` per change of the managers' store, the first at once.
+async fn watch(State(api): State<Api>, params: Params) -> ApiResult {
+    cluster::require_manager(&api)?;
+    let service_id = match params.get("service") {
+        Some(text) => Some(cluster::service(&api, text).await?.service.id),
+        None => None,
+    };
+    let events = api.cluster.watch(WatchRequest { service_id }).await?;
+    let lines = events.map(|event| match event {
+        Ok(WatchEvent::Changed { version }) => Ok(json!({ "Version": version })),
+        Err(err) => Err(err.into()),
+    });
+    Ok(json_lines(&api, lines))
+}
+
+async fn debug(State(api): State<Api>) -> ApiResult {
+    Ok(Json(api.cluster.debug().await).into_response())
+}
