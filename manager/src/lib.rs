@@ -9,5 +9,7 @@ pub mod manager;
 pub mod raft;
 pub mod role_manager;
 pub mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use manager::{Manager, ManagerHandle, ManagerOptions, Start};

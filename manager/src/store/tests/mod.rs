@@ -1,1 +1,7 @@
-//! Tests of the store.
+//! Tests of the store: its rules one by one, and its laws under random logs.
+
+mod fixture;
+mod golden;
+mod laws;
+mod rules;
+mod watch;
