@@ -4,6 +4,7 @@
 pub mod ca_server;
 pub mod consensus;
 pub mod control;
+pub mod dispatcher;
 pub mod loops;
 pub mod manager;
 pub mod raft;
