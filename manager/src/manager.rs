@@ -20,6 +20,7 @@ pub use system::{RandomIds, SystemClock};
 use crate::ca_server::CaServer;
 use crate::consensus::{Consensus, IdSource, ProposeError, WallClock};
 use crate::control::{ControlApi, Core};
+use crate::dispatcher::{Dispatcher, DispatcherContext};
 use crate::loops::{self, LoopContext};
 use crate::raft::{
     Disk, KeyError, Placement, RaftHandle, RaftKey, RaftOptions, StartError, Timing,
@@ -207,6 +208,7 @@ struct Parts {
     control: ControlApi,
     ca: CaServer,
     roles: RoleManager,
+    dispatcher: Dispatcher,
     connector: Arc<dyn Connector>,
     node_id: NodeId,
     advertise: SocketAddr,
@@ -238,10 +240,18 @@ impl ManagerHandle {
             Arc::clone(&core.ids),
             Arc::clone(&connector),
         );
+        let dispatcher = Dispatcher::new(DispatcherContext {
+            store: core.store.clone(),
+            consensus: Arc::clone(&core.consensus),
+            clock: Arc::clone(&core.clock),
+            ids: Arc::clone(&core.ids),
+            cancel: cancel.clone(),
+        });
         Self {
             parts: Arc::new(Parts {
                 raft,
                 control,
+                dispatcher,
                 ca: CaServer::new(core.clone(), Arc::clone(&connector)),
                 roles: RoleManager::new(core.clone(), node_id),
                 core,
@@ -298,6 +308,8 @@ impl ManagerHandle {
             cancel: parts.cancel.clone(),
         };
         parts.tasks.spawn(loops::run_while_leading(context));
+        let dispatcher = parts.dispatcher.clone();
+        parts.tasks.spawn(async move { dispatcher.run().await });
         let roles = parts.roles.clone();
         let cancel = parts.cancel.clone();
         parts.tasks.spawn(async move { roles.run(cancel).await });

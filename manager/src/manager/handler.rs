@@ -77,8 +77,8 @@ impl ManagerHandle {
                 Ok(())
             }
             (Method::Session, _) => {
-                let error = RpcError::new(ErrorCode::Unavailable, "sessions are not served yet");
-                stream.reply::<()>(&Err(error)).await
+                parts.dispatcher.handle(peer, stream).await;
+                Ok(())
             }
             (Method::Leave, Some(caller)) => parts.control.serve_leave(caller, stream).await,
             (Method::RaftJoin, Some(caller)) => parts.roles.serve_raft_join(caller, stream).await,
