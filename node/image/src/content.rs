@@ -162,7 +162,7 @@ impl Content {
             .map_err(|err| ContentError::io("create", &path, err))?;
         Ok(BlobStage {
             content: Arc::clone(self),
-            path,
+            tmp: TmpPath(path),
             file,
             hasher: algorithm.hasher(),
             bytes: 0,
@@ -221,7 +221,7 @@ impl Content {
 #[derive(Debug)]
 pub(crate) struct BlobStage {
     content: Arc<Content>,
-    path: PathBuf,
+    tmp: TmpPath,
     file: File,
     hasher: Hasher,
     bytes: u64,
@@ -231,7 +231,7 @@ impl BlobStage {
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), ContentError> {
         self.file
             .write_all(bytes)
-            .map_err(|err| ContentError::io("write", &self.path, err))?;
+            .map_err(|err| ContentError::io("write", &self.tmp.0, err))?;
         self.hasher.update(bytes);
         self.bytes += bytes.len() as u64;
         Ok(())
@@ -243,7 +243,7 @@ impl BlobStage {
             bytes: self.bytes,
             content: self.content,
             file: self.file,
-            tmp: TmpPath(self.path),
+            tmp: self.tmp,
         }
     }
 }

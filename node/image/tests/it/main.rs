@@ -1,0 +1,10 @@
+//! The image store against the real kernel, real archives and a real registry. Unpacking sets owners and makes devices, so
+//! that these tests need root.
+
+mod archives;
+mod crash;
+mod fixture;
+mod hostile;
+mod registry;
+mod store;
+mod unpacking;
