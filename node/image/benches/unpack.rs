@@ -38,6 +38,7 @@ async fn run() {
     push(&host, &tars, &blobs).await;
     let first = blobs[0].clone();
     drop((tars, blobs));
+    reset_peak();
     let before = peak_kib();
     measure("pull", async |store| {
         let name = Reference::parse(&format!("{host}/bench:1")).expect("a well-formed name");
@@ -49,7 +50,7 @@ async fn run() {
     .await;
     println!(
         "peak resident set during the pulls: {} MiB more",
-        (peak_kib() - before) / 1024
+        peak_kib().saturating_sub(before) / 1024
     );
     measure("import of one gzip layer", async |store| {
         let imported = store
@@ -79,16 +80,17 @@ async fn measure(what: &str, work: impl AsyncFn(&ImageStore)) {
     println!("{what}: median {:.2?} of {times:.2?}", times[RUNS / 2]);
 }
 
-/// The highest resident set so far, after the kernel was asked to forget earlier peaks.
+/// Makes the kernel forget earlier peaks of the resident set.
+fn reset_peak() {
+    std::fs::write("/proc/self/clear_refs", "5").expect("the peak can be reset");
+}
+
+/// The highest resident set since then.
 fn peak_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("proc is mounted");
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
     let peak = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-    std::fs::write("/proc/self/clear_refs", "5").expect("the peak can be reset");
-    let status = std::fs::read_to_string("/proc/self/status").expect("proc is mounted");
-    let now = status.lines().find(|line| line.starts_with("VmHWM:"));
-    let now = now.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-    peak.unwrap_or(0_u64).max(now.unwrap_or(0))
+    peak.expect("the kernel counts the peak")
 }
 
 fn layer(seed: u64) -> Vec<u8> {
