@@ -188,12 +188,10 @@ impl RaftHandle {
         let mut leadership = inner.leadership.clone();
         let founded = leadership
             .wait_for(|now| !matches!(now, Leadership::Follower { .. }))
-            .await;
-        match founded.as_deref() {
-            Ok(Leadership::Leader { .. }) => {}
-            Ok(Leadership::Follower { .. } | Leadership::Stopped { .. }) | Err(_) => {
-                return Err(self.shut_down());
-            }
+            .await
+            .is_ok_and(|now| now.is_leader());
+        if !founded {
+            return Err(self.shut_down());
         }
         for actions in first {
             self.propose_actions(actions).await?;
