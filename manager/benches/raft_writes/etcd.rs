@@ -1,5 +1,6 @@
 //! Three etcd members, written to by gRPC: HTTP/2 and two protobuf messages, by hand.
 
+use crate::load::KEYS;
 use anyhow::{Context as _, ensure};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::client::SendRequest;
@@ -88,12 +89,13 @@ impl Client {
         Ok(Self(Arc::new(connections)))
     }
 
-    /// Puts a value.
-    pub(crate) async fn put(&self, key: u32, value: String) -> anyhow::Result<()> {
+    /// Puts a value, as that client.
+    pub(crate) async fn put(&self, client: u32, value: String) -> anyhow::Result<()> {
+        let key = client % KEYS;
         let mut message = BytesMut::new();
         put_bytes(&mut message, 1, format!("key-{key}").as_bytes());
         put_bytes(&mut message, 2, value.as_bytes());
-        let connection = &self.0[key as usize % self.0.len()];
+        let connection = &self.0[client as usize % self.0.len()];
         call(connection.clone(), "/etcdserverpb.KV/Put", &message)
             .await
             .map(drop)

@@ -41,7 +41,7 @@ impl std::fmt::Display for Measured {
     }
 }
 
-/// Runs `clients` of `write(key, value)` for `time`, after a warm-up.
+/// Runs `clients` of `write(client, value)` for `time`, after a warm-up.
 pub(crate) async fn run<F, Fut>(clients: u32, time: Duration, write: F) -> anyhow::Result<Measured>
 where
     F: Fn(u32, String) -> Fut + Clone + Send + 'static,
@@ -58,7 +58,7 @@ where
             while !stop.load(Ordering::Relaxed) {
                 let value = format!("{client}-{round}-{:x>width$}", "", width = VALUE_BYTES);
                 let started = Instant::now();
-                write(client % KEYS, value[..VALUE_BYTES].to_owned()).await?;
+                write(client, value[..VALUE_BYTES].to_owned()).await?;
                 if counting.load(Ordering::Relaxed) {
                     latencies.push(started.elapsed());
                 }

@@ -51,10 +51,10 @@ async fn writes(directory: &Path, time: Duration) -> anyhow::Result<()> {
         let mut managers = Managers::start(directory).await?;
         managers.client.find_leader().await?;
         for clients in CLIENTS {
-            let client = managers.client.clone();
-            let write = move |key, value| {
-                let client = client.clone();
-                async move { client.write(key, value).await }
+            let sessions = managers.client.sessions(clients).await?;
+            let write = move |client, value| {
+                let sessions = sessions.clone();
+                async move { sessions.write(client, value).await }
             };
             let measured = load::run(clients, time, write).await?;
             println!("shoal  {measured}");
@@ -65,9 +65,9 @@ async fn writes(directory: &Path, time: Duration) -> anyhow::Result<()> {
     let _etcd = etcd::start(directory)?;
     for (clients, ours) in CLIENTS.into_iter().zip(ours) {
         let client = etcd::Client::connect(clients).await?;
-        let write = move |key, value| {
+        let write = move |number, value| {
             let client = client.clone();
-            async move { client.put(key, value).await }
+            async move { client.put(number, value).await }
         };
         let measured = load::run(clients, time, write).await?;
         println!(

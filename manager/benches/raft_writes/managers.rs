@@ -17,14 +17,15 @@ use shoal_model::{
 use shoal_transport::ca::{Authority, SigningRequest};
 use shoal_transport::files::IdentityFiles;
 use shoal_transport::{
-    Endpoint, EndpointOptions, Expect, Identity, IdentityHandle, NodeKey, Peer, RpcHandler,
-    RpcStream, call,
+    Connector as _, Endpoint, EndpointOptions, Expect, Identity, IdentityHandle, NodeKey, Peer,
+    RpcHandler, RpcStream, call,
 };
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
 
 const PORT: u16 = 23_770;
 /// Longest wait for one call.
@@ -114,9 +115,12 @@ impl RpcHandler for Handler {
             return self.0.handle_rpc(peer, method, stream).await;
         }
         let answered = async {
-            let request = stream.recv().await?.context("no request")?;
-            let answer = self.answer(request).await;
-            stream.reply(&answer).await?;
+            // A client keeps its stream and sends one request after the other.
+            while let Some(request) = stream.recv().await? {
+                let answer = self.answer(request).await;
+                stream.send(&answer).await?;
+            }
+            stream.finish().await?;
             anyhow::Ok(())
         };
         if let Err(err) = answered.await {
@@ -347,11 +351,18 @@ impl Client {
         }
     }
 
-    /// Writes a value to the leader.
-    pub(crate) async fn write(&self, key: u32, value: String) -> anyhow::Result<()> {
-        self.ask(self.leader, &Request::Write(key, value), DEADLINE)
-            .await
-            .map(drop)
+    /// Opens a stream per client to the leader.
+    pub(crate) async fn sessions(&self, clients: u32) -> anyhow::Result<Sessions> {
+        let mut streams = Vec::new();
+        for _ in 0..clients {
+            let expect = Expect::Node(node_id(self.leader));
+            let stream = self
+                .endpoint
+                .open(addr(self.leader), expect, Method::Control)
+                .await?;
+            streams.push(Mutex::new(stream));
+        }
+        Ok(Sessions(Arc::new(streams)))
     }
 
     /// The leader and its term.
@@ -367,5 +378,19 @@ impl Client {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         bail!("there is no leader")
+    }
+}
+
+/// Streams to the leader, one per client.
+#[derive(Clone)]
+pub(crate) struct Sessions(Arc<Vec<Mutex<RpcStream>>>);
+
+impl Sessions {
+    /// Writes a value, as that client.
+    pub(crate) async fn write(&self, client: u32, value: String) -> anyhow::Result<()> {
+        let mut stream = self.0[client as usize].lock().await;
+        stream.send(&Request::Write(client % KEYS, value)).await?;
+        let answer: Result<u64, RpcError> = stream.recv().await?.context("no answer")?;
+        Ok(answer.map(drop)?)
     }
 }
