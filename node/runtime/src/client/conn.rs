@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 
@@ -110,4 +111,11 @@ fn receive(fd: RawFd, buffer: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> io::Resul
     let count = message.bytes;
     buffer.extend_from_slice(&chunk[..count]);
     Ok(count)
+}
+
+/// A descriptor whose readiness tokio watches.
+pub(crate) fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor stays open, under the same number, until the value is dropped.
+    let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
+    registered.map_err(|error| error.into_parts().1)
 }

@@ -1,6 +1,6 @@
 //! Exec'ed processes: their ends of pipes or terminal come over the connection, no byte passes through the shim.
 
-use super::conn::Conn;
+use super::conn::{Conn, watched};
 use super::{ShimError, unexpected};
 use crate::Bundle;
 use crate::proto::{ExecRequest, Request, Response};
@@ -172,7 +172,7 @@ impl PtyMaster {
         // SAFETY: as above.
         Errno::result(unsafe { libc::fcntl(raw, libc::F_SETFL, flags | libc::O_NONBLOCK) })?;
         Ok(Self {
-            fd: AsyncFd::with_interest(fd, Interest::READABLE | Interest::WRITABLE)?,
+            fd: watched(fd, Interest::READABLE | Interest::WRITABLE)?,
         })
     }
 

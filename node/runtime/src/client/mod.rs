@@ -4,7 +4,7 @@
 //! die and the next one goes on.
 
 mod attach;
-mod conn;
+pub(crate) mod conn;
 mod exec;
 mod recover;
 

@@ -1,6 +1,6 @@
 //! Finding out what became of a container whose daemon, or shim, is gone.
 
-use super::conn::Conn;
+use super::conn::{Conn, watched};
 use super::{ShimError, ShimHandle, unexpected};
 use crate::bundle::StateRecord;
 use crate::proto::{Request, Response};
@@ -11,7 +11,6 @@ use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::time::Duration;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 /// How long a shim may take to end after it was told to.
@@ -128,7 +127,7 @@ pub(super) async fn wait_for_end(bundle: &Bundle, pid: u32) -> Result<(), ShimEr
         Err(Errno::ESRCH) => return Ok(()),
         Err(errno) => return Err(failed(errno.into())),
     };
-    let fd = AsyncFd::with_interest(fd, Interest::READABLE).map_err(failed)?;
+    let fd = watched(fd, Interest::READABLE).map_err(failed)?;
     match timeout(END_TIMEOUT, fd.readable()).await {
         Ok(Ok(_ready)) => Ok(()),
         Ok(Err(source)) => Err(failed(source)),

@@ -438,7 +438,7 @@ fn watch_directory(path: &Path) -> io::Result<AsyncFd<OwnedFd>> {
     let mask = libc::IN_MODIFY | libc::IN_CREATE | libc::IN_MOVED_TO;
     // SAFETY: the path ends with a zero byte and outlives the call.
     Errno::result(unsafe { libc::inotify_add_watch(fd.as_raw_fd(), name.as_ptr(), mask) })?;
-    AsyncFd::with_interest(fd, Interest::READABLE)
+    crate::client::conn::watched(fd, Interest::READABLE)
 }
 
 /// Forgets the events: that something changed is all we want to know.

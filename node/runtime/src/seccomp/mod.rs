@@ -10,7 +10,7 @@ mod x32;
 mod x86;
 mod x86_64;
 
-pub(crate) use compile::{Program, SeccompError, compile, load};
+pub(crate) use compile::{Program, compile, load};
 
 use oci_spec::runtime::{
     Arch, Capability, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder,

@@ -1,0 +1,140 @@
+//! The socket between the shim and a process that it is making: one message per packet.
+
+use super::sys::SysResult;
+use crate::Failure;
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+    recvmsg, sendmsg, socketpair,
+};
+use serde::{Deserialize, Serialize};
+use shoal_model::codec;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+
+/// Most bytes of a message: 8 KiB. A failure has at most a few path names.
+const MESSAGE_BYTES_MAX: usize = 8 << 10;
+
+/// What is said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Message {
+    /// Shim: users are mapped.
+    Mapped,
+    /// Shim: the process is in its control groups.
+    Placed,
+    /// Child: here is the terminal (a descriptor comes along).
+    Terminal,
+    /// Child: everything but the execution is done.
+    Ready,
+    /// Shim: execute the program.
+    Start,
+    /// Child: it did not work.
+    Failed(Failure),
+}
+
+/// The shim's end; never blocks.
+#[derive(Debug)]
+pub(crate) struct ShimSide(OwnedFd);
+
+/// The end of the process that is made; waits.
+#[derive(Debug)]
+pub(super) struct ChildSide(OwnedFd);
+
+/// Both ends.
+pub(super) fn pair() -> SysResult<(ShimSide, ChildSide)> {
+    let (shim, child) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )?;
+    Ok((ShimSide(shim), ChildSide(child)))
+}
+
+impl AsFd for ShimSide {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl ShimSide {
+    pub(crate) fn send(&self, message: &Message) -> SysResult<()> {
+        send(&self.0, message, None)
+    }
+
+    /// The next message; `None` when the process executed its program or died.
+    pub(crate) fn recv(&self) -> SysResult<Option<(Message, Option<OwnedFd>)>> {
+        recv(&self.0, MsgFlags::MSG_DONTWAIT)
+    }
+}
+
+impl ChildSide {
+    pub(super) fn send(&self, message: &Message, fd: Option<BorrowedFd<'_>>) -> SysResult<()> {
+        send(&self.0, message, fd)
+    }
+
+    /// Waits for exactly this message. A closed socket means that the shim is gone.
+    pub(super) fn expect(&self, wanted: &Message) -> SysResult<()> {
+        match recv(&self.0, MsgFlags::empty())? {
+            Some((message, _)) if message == *wanted => Ok(()),
+            Some(_) => Err(Errno::EPROTO),
+            None => Err(Errno::EPIPE),
+        }
+    }
+}
+
+fn send(socket: &OwnedFd, message: &Message, fd: Option<BorrowedFd<'_>>) -> SysResult<()> {
+    let mut bytes = codec::encode(message).map_err(|_| Errno::EINVAL)?;
+    if bytes.len() > MESSAGE_BYTES_MAX
+        && let Message::Failed(failure) = message
+    {
+        let mut failure = failure.clone();
+        failure.message = failure
+            .message
+            .chars()
+            .take(MESSAGE_BYTES_MAX / 8)
+            .collect();
+        bytes = codec::encode(&Message::Failed(failure)).map_err(|_| Errno::EINVAL)?;
+    }
+    let raw: Vec<RawFd> = fd.iter().map(|fd| fd.as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
+    sendmsg::<UnixAddr>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(&bytes)],
+        control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )
+    .map(drop)
+}
+
+fn recv(socket: &OwnedFd, flags: MsgFlags) -> SysResult<Option<(Message, Option<OwnedFd>)>> {
+    let mut bytes = [0u8; MESSAGE_BYTES_MAX];
+    let mut space = cmsg_space!([RawFd; 1]);
+    let mut slices = [IoSliceMut::new(&mut bytes)];
+    let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+    let received = loop {
+        match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+            Err(Errno::EINTR) => {}
+            Err(Errno::ECONNRESET) => return Ok(None),
+            other => break other?,
+        }
+    };
+    let mut fd = None;
+    for item in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = item {
+            for raw in raw {
+                // SAFETY: the kernel has just made this descriptor for us.
+                fd = Some(unsafe { OwnedFd::from_raw_fd(raw) });
+            }
+        }
+    }
+    let count = received.bytes;
+    if count == 0 {
+        return Ok(None);
+    }
+    let message = codec::decode(&bytes[..count]).map_err(|_| Errno::EPROTO)?;
+    Ok(Some((message, fd)))
+}
