@@ -53,6 +53,12 @@ pub enum EngineError {
         /// Who has it.
         holder: ContainerId,
     },
+    /// Not a name for a container.
+    #[error("Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")]
+    BadName {
+        /// What was given.
+        name: String,
+    },
     /// A host port belongs to somebody else.
     #[error("Bind for {address}:{port} failed: port is already allocated by {holder}")]
     PortTaken {
@@ -146,6 +152,14 @@ pub enum EngineError {
         /// The whole chain.
         reason: String,
     },
+    /// A listener was too slow for the bounded queue.
+    #[error(
+        "{missed} events were lost because the listener was too slow; list again and listen anew"
+    )]
+    EventsMissed {
+        /// How many.
+        missed: u64,
+    },
     /// The engine is stopping, or has stopped.
     #[error("the engine is shutting down")]
     ShuttingDown,
@@ -163,7 +177,9 @@ impl EngineError {
         match self {
             Self::NoSuch { .. } => ErrorKind::NotFound,
             Self::NameTaken { .. } | Self::Conflict { .. } => ErrorKind::Conflict,
-            Self::AmbiguousPrefix { .. } | Self::Invalid { .. } => ErrorKind::InvalidArgument,
+            Self::AmbiguousPrefix { .. } | Self::BadName { .. } | Self::Invalid { .. } => {
+                ErrorKind::InvalidArgument
+            }
             Self::Unsupported { .. } => ErrorKind::NotImplemented,
             Self::NotModified { .. } => ErrorKind::NotModified,
             Self::Start { exit_code, .. } => {
@@ -175,7 +191,7 @@ impl EngineError {
                 }
             }
             Self::Image { kind, .. } => *kind,
-            Self::ShuttingDown => ErrorKind::Unavailable,
+            Self::ShuttingDown | Self::EventsMissed { .. } => ErrorKind::Unavailable,
             Self::Disk { err, .. } if err.kind() == std::io::ErrorKind::StorageFull => {
                 ErrorKind::Unavailable
             }

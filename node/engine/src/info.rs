@@ -410,7 +410,7 @@ pub struct EngineInfo {
     /// Always `overlay2`: what Docker calls the same layout.
     pub storage_driver: &'static str,
     /// Default log driver.
-    pub log_driver: &'static str,
+    pub log_driver: String,
     /// Host name.
     pub hostname: String,
     /// Where the engine's data is.

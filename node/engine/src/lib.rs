@@ -4,15 +4,39 @@
 //! [`EngineHandle`]. The engine never forks, unshares or enters a namespace on a thread that lives on: containers
 //! belong to their shims, and outlive it.
 
+mod actors;
+mod clock;
 pub mod config;
+mod container;
+mod copy;
+mod disk;
+mod engine;
+mod env;
 mod error;
+mod etc_files;
 pub mod event;
+mod event_bus;
 mod handle;
+mod host;
+mod images;
 pub mod info;
+mod list;
+mod merge;
+mod mounts;
+mod names;
+mod network;
+mod objects;
+mod oci;
 mod options;
 pub mod requests;
+mod rootfs;
+mod signal;
 mod status_text;
+mod supervisor;
+mod user;
+mod volume;
 
+pub use clock::parse_time;
 pub use config::{
     ContainerConfig, ContainerPort, DeviceMapping, Fencing, HostConfig, LogConfig, NamespaceMode,
     NetworkMode, PortBinding, ResourceLimits, RestartPolicy,
@@ -28,6 +52,9 @@ pub use requests::{
     RemoveOptions, STOP_TIMEOUT_DEFAULT, StdStream, TerminalSize, VolumeCreate, WaitCondition,
     WaitResult,
 };
+
+/// The image store's own types: images, references, progress.
+pub use shoal_image as image;
 
 /// Probes that a container's health log keeps.
 pub const HEALTH_PROBES_KEPT_MAX: usize = 5;

@@ -12,8 +12,6 @@ pub struct EngineOptions {
     pub run_root: PathBuf,
     /// The program that is run as `EXE shim --bundle DIR`.
     pub exe: PathBuf,
-    /// Arguments before `--bundle DIR`.
-    pub shim_args: Vec<String>,
     /// Parent of the containers' cgroups: `/shoal`.
     pub cgroup_parent: String,
     /// Short unique tag of this engine on this machine, part of the names of kernel objects.
@@ -48,7 +46,6 @@ impl EngineOptions {
             data_root: data_root.into(),
             run_root: run_root.into(),
             exe: exe.into(),
-            shim_args: vec!["shim".to_owned()],
             cgroup_parent: "/shoal".to_owned(),
             instance: "0".to_owned(),
             insecure_registries: Vec::new(),
