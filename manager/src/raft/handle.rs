@@ -102,17 +102,12 @@ impl RaftHandle {
             timing: options.timing,
             files: files.clone(),
         };
-        let refuse = |reason| StartError::Raft {
-            raft_id: options.raft_id,
-            reason,
-        };
         let raft_id = options.raft_id;
-        let log_for_raft = log.clone();
-        let raft = executor
-            .spawn(async move { Raft::new(raft_id, config, network, log_for_raft, applier).await })
-            .await
-            .map_err(|err| refuse(err.to_string()))?
-            .map_err(|err| refuse(stop.get().unwrap_or_else(|| err.to_string())))?;
+        let started = start_library(&executor, config, network, log.clone(), applier).await;
+        let raft = started.map_err(|err| StartError::Raft {
+            raft_id,
+            reason: stop.get().unwrap_or(err),
+        })?;
         let (sender, leadership) = watch::channel(Leadership::Follower { leader: None });
         let snapshot_interval = Arc::new(AtomicU64::new(options.snapshot_interval_entries));
         let cancel = CancellationToken::new();
@@ -501,6 +496,21 @@ impl RaftHandle {
             sleep(LEASE_RETRY).await;
         }
     }
+}
+
+async fn start_library(
+    executor: &Executor,
+    config: Arc<openraft::Config>,
+    network: Network,
+    log: LogStore,
+    applier: Applier,
+) -> Result<Raft, String> {
+    let own_id = network.own_id;
+    executor
+        .spawn(async move { Raft::new(own_id, config, network, log, applier).await })
+        .await
+        .map_err(|err| err.to_string())?
+        .map_err(|err| err.to_string())
 }
 
 type Opened = (Journal, super::journal::LogImage, Applier);

@@ -5,4 +5,5 @@ mod cluster_tests;
 mod disk_fault;
 mod journal_tests;
 mod kill_tests;
+mod quic_tests;
 mod snapshot_tests;
