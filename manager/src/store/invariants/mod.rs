@@ -28,9 +28,12 @@ impl fmt::Display for Violation {
     }
 }
 
+/// Finds what breaks one property.
+type Check = fn(&State) -> Vec<String>;
+
 /// Checks every property; empty means that all hold. Costs a walk over all objects: for tests, never for production.
 pub fn check_invariants(state: &State) -> Vec<Violation> {
-    let checks: [(&'static str, fn(&State) -> Vec<String>); 8] = [
+    let checks: [(&'static str, Check); 8] = [
         ("desired states", desired::check),
         ("indexes", indexes::check),
         ("names", names::check),

@@ -93,13 +93,13 @@ fn action(state: &State, draft: &Draft) -> StoreAction {
 
 fn new_task(draft: &Draft) -> shoal_model::Task {
     let mut task = task(draft.a.into(), u64::from(draft.b % 3));
-    if draft.b % 2 == 0 {
+    if draft.b.is_multiple_of(2) {
         task = with_volume(task, "data");
     }
-    if draft.b % 3 == 0 {
+    if draft.b.is_multiple_of(3) {
         task = with_port(task, 80);
     }
-    if draft.b % 5 == 0 {
+    if draft.b.is_multiple_of(5) {
         task = with_cpus(task, 1_500_000_000);
     }
     if draft.stale {
