@@ -1,0 +1,1 @@
+//! An agent with a fake runtime and a scripted manager, in paused time.
