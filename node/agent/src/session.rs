@@ -231,8 +231,9 @@ impl SessionLoop {
                 () = until(report_timeout) => self.report(open).await?,
                 Some((announcement, done)) = self.announcements.recv() => {
                     open.send(&announcement.message()).await?;
-                    // Whoever asked may have gone.
-                    drop(done.send(()));
+                    if done.send(()).is_err() {
+                        debug!("nobody waits for the announcement any more");
+                    }
                 }
                 changed = self.description.changed() => {
                     if changed.is_ok() {

@@ -358,7 +358,8 @@ impl Driver {
         let runtime = Arc::clone(&self.shared.runtime);
         let mut lease = self.shared.lease.subscribe();
         let fenced = task.on_partition == OnPartition::Stop;
-        if fenced && let Some(deadline) = *lease.borrow_and_update() {
+        let deadline = *lease.borrow_and_update();
+        if fenced && let Some(deadline) = deadline {
             runtime.renew(id, deadline).await?;
         }
         let change = tokio::select! {
