@@ -10,3 +10,6 @@ pub(crate) mod node;
 pub(crate) mod service_in;
 pub(crate) mod service_out;
 pub(crate) mod task_out;
+
+#[cfg(test)]
+mod tests;

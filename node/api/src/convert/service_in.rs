@@ -7,9 +7,9 @@ use crate::error::ApiResult;
 use crate::fields::Fields;
 use shoal_model::resources::ResourceRequirements;
 use shoal_model::spec::{
-    DnsConfig, EndpointMode, EndpointSpec, FailureAction, LogDriver, OnPartition, Placement,
-    Platform, PortConfig, Protocol, PublishMode, RestartCondition, RestartPolicy, UpdateConfig,
-    UpdateOrder,
+    DnsConfig, EndpointMode, EndpointSpec, FailureAction, Healthcheck, LogDriver, OnPartition,
+    Placement, Platform, PortConfig, Protocol, PublishMode, RestartCondition, RestartPolicy,
+    UpdateConfig, UpdateOrder,
 };
 use shoal_model::{ContainerSpec, Labels, Resources, ServiceMode, ServiceSpec, TaskSpec};
 
@@ -178,7 +178,7 @@ fn container_spec(mut fields: Fields) -> ApiResult<ContainerSpec> {
         mounts: common::mounts(&mut fields)?,
         stop_signal: fields.string("StopSignal")?,
         stop_grace_period_ns: fields.opt_int("StopGracePeriod")?,
-        healthcheck: common::healthcheck(&mut fields, "Healthcheck")?,
+        healthcheck: healthcheck(&mut fields)?,
         hosts: fields.strings("Hosts")?,
         dns: dns(fields.object_or_empty("DNSConfig")?)?,
         sysctls: fields.labels("Sysctls")?,
@@ -194,6 +194,18 @@ fn container_spec(mut fields: Fields) -> ApiResult<ContainerSpec> {
     fields.refuse(&[("Secrets", NO_SECRETS), ("Configs", NO_SECRETS)])?;
     fields.done()?;
     Ok(spec)
+}
+
+/// The field has two names, see [`super::service_out`]: a client that sends both must mean the same by them.
+fn healthcheck(fields: &mut Fields) -> ApiResult<Option<Healthcheck>> {
+    let first = common::healthcheck(fields, "Healthcheck")?;
+    let second = common::healthcheck(fields, "HealthCheck")?;
+    match (first, second) {
+        (Some(first), Some(second)) if first != second => {
+            Err(fields.error("Healthcheck", "contradicts `HealthCheck`"))
+        }
+        (first, second) => Ok(first.or(second)),
+    }
 }
 
 fn privileges(mut fields: Fields) -> ApiResult<bool> {

@@ -238,7 +238,9 @@ fn container_spec(spec: &ContainerSpec) -> Value {
         spec.no_new_privileges,
     );
     if let Some(check) = &spec.healthcheck {
+        // Docker's daemon writes the first name, its published schema has the second: clients read the one or the other.
         put("Healthcheck", common::healthcheck_json(check), true);
+        put("HealthCheck", common::healthcheck_json(check), true);
     }
     put("DNSConfig", dns(spec), true);
     out

@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 use shoal_model::control::{ControlRequest, ControlResponse, ServiceView};
 use shoal_model::{ServiceId, ServiceMode};
 
+/// Digits of the id in the name of a service that the user has not named.
+const GENERATED_NAME_DIGITS: usize = 12;
+
 pub(super) fn routes() -> Router<Api> {
     Router::new()
         .route("/services", get(list))
@@ -58,8 +61,11 @@ fn matches(view: &ServiceView, filters: &Filters) -> bool {
 async fn create(State(api): State<Api>, headers: HeaderMap, JsonBody(body): JsonBody) -> ApiResult {
     refuse_credentials(&headers)?;
     cluster::require_manager(&api)?;
-    let spec = Box::new(service_in::service_spec(body)?);
+    let mut spec = Box::new(service_in::service_spec(body)?);
     let id = ServiceId::from_bits(rand::random());
+    if spec.name.is_empty() {
+        spec.name = format!("service-{}", &id.to_string()[..GENERATED_NAME_DIGITS]);
+    }
     match ask(&api, ControlRequest::CreateService { id, spec }).await? {
         ControlResponse::ServiceCreated(id) => {
             let answer = json!({ "ID": id.to_string(), "Warnings": null });

@@ -14,7 +14,8 @@ use http::StatusCode;
 use serde_json::json;
 use shoal_model::control::{ControlRequest, ControlResponse, WatchEvent, WatchRequest};
 use shoal_model::volume::SlotKey;
-use shoal_model::{NodeRole, Timestamp};
+use shoal_model::NodeRole;
+use std::time::Duration;
 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
@@ -69,14 +70,16 @@ async fn remove_volume(State(api): State<Api>, Path(id): Path<String>) -> ApiRes
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// A new token of one role (`role`), with an expiry (`expires`: a span) or a number of uses (`uses`) if wanted.
+/// A new token of one role (`role`), with an expiry (`expires_s`: in so many seconds) or a number of uses (`uses`) if wanted.
 async fn rotate_token(State(api): State<Api>, params: Params) -> ApiResult {
     let role = match params.get("role") {
         Some("worker") => NodeRole::Worker,
         Some("manager") => NodeRole::Manager,
         _ => return Err(ApiError::field("role", "expected worker or manager")),
     };
-    let expires_at = params.get("expires").map(expiry).transpose()?;
+    let expires_at = params
+        .number::<u64>("expires_s")?
+        .map(|seconds| crate::time::now().plus(Duration::from_secs(seconds)));
     let current = cluster::cluster(&api).await?;
     let request = ControlRequest::UpdateCluster {
         version: current.meta.version,
@@ -90,16 +93,6 @@ async fn rotate_token(State(api): State<Api>, params: Params) -> ApiResult {
     let changed = cluster::cluster(&api).await?;
     let token = api.cluster.join_token(&changed, role);
     Ok(Json(json!({ "Token": token })).into_response())
-}
-
-fn expiry(text: &str) -> ApiResult<Timestamp> {
-    match crate::time::parse_go_duration(text) {
-        Some(span) => Ok(crate::time::now().plus(span)),
-        None => Err(ApiError::field(
-            "expires",
-            format!("`{text}` is not a span such as 24h"),
-        )),
-    }
 }
 
 /// One line `{"Version": N}` per change of the managers' store, the first at once.
