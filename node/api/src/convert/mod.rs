@@ -5,6 +5,7 @@ pub(crate) mod common;
 pub(crate) mod container_in;
 pub(crate) mod container_out;
 pub(crate) mod host_in;
+pub(crate) mod image_out;
 pub(crate) mod local_out;
 pub(crate) mod node;
 pub(crate) mod service_in;

@@ -3,6 +3,7 @@
 mod archive;
 mod container_io;
 mod containers;
+mod images;
 mod nodes;
 mod services;
 mod shoal;
@@ -22,6 +23,7 @@ pub(crate) fn router(api: Api) -> Router {
         .merge(archive::routes())
         .merge(container_io::routes())
         .merge(containers::routes())
+        .merge(images::routes())
         .merge(nodes::routes())
         .merge(services::routes())
         .merge(shoal::routes())

@@ -12,9 +12,9 @@ use axum::{Json, Router};
 use futures_util::StreamExt;
 use http::StatusCode;
 use serde_json::json;
+use shoal_model::NodeRole;
 use shoal_model::control::{ControlRequest, ControlResponse, WatchEvent, WatchRequest};
 use shoal_model::volume::SlotKey;
-use shoal_model::NodeRole;
 use std::time::Duration;
 
 pub(super) fn routes() -> Router<Api> {

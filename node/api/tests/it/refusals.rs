@@ -1,0 +1,136 @@
+//! Bad input gets a clear answer, and the server lives.
+
+use crate::cluster::FakeCluster;
+use crate::harness::Server;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn needs_root_bad_requests_get_clear_answers() {
+    let server = Server::start(FakeCluster::default()).await;
+    for (method, path, body, status, text) in [
+        ("GET", "/v1.23/info", "", 400, "too old"),
+        ("GET", "/v1.99/info", "", 400, "too new"),
+        ("GET", "/nowhere", "", 404, "page not found"),
+        ("POST", "/containers/create", "{", 400, "invalid JSON"),
+        (
+            "POST",
+            "/containers/create",
+            "[]",
+            400,
+            "expected an object",
+        ),
+        (
+            "POST",
+            "/containers/create",
+            r#"{"Image":"a","X":1}"#,
+            400,
+            "unknown field `X`",
+        ),
+        (
+            "POST",
+            "/containers/create",
+            r#"{"Image":"nope"}"#,
+            404,
+            "No such image: nope",
+        ),
+        (
+            "GET",
+            "/containers/json?filters=x",
+            "",
+            400,
+            "invalid filter",
+        ),
+        (
+            "GET",
+            "/containers/json?filters=%7B%22x%22%3A%5B%5D%7D",
+            "",
+            400,
+            "invalid filter 'x'",
+        ),
+        (
+            "GET",
+            "/containers/nope/json",
+            "",
+            404,
+            "No such container: nope",
+        ),
+        (
+            "POST",
+            "/containers/nope/wait?condition=never",
+            "",
+            400,
+            "invalid condition",
+        ),
+        (
+            "GET",
+            "/containers/nope/logs",
+            "",
+            400,
+            "at least one stream",
+        ),
+        ("POST", "/networks/create", "{}", 501, "not supported yet"),
+        ("POST", "/build", "", 501, "not supported yet"),
+        ("GET", "/images/search?term=a", "", 501, "not supported"),
+        (
+            "GET",
+            "/services",
+            "",
+            503,
+            "This node is not a swarm manager.",
+        ),
+        (
+            "POST",
+            "/swarm/leave",
+            "",
+            503,
+            "This node is not part of a swarm",
+        ),
+        (
+            "POST",
+            "/swarm/join",
+            r#"{"JoinToken":"t"}"#,
+            400,
+            "`RemoteAddrs`",
+        ),
+        ("GET", "/swarm/unlockkey", "", 501, "autolock"),
+    ] {
+        let (found, value) = server.request(method, path, body).await;
+        let message = value["message"].as_str().unwrap_or_default();
+        assert_eq!(found, status, "{method} {path}: {value}");
+        assert!(message.contains(text), "{method} {path}: {value}");
+    }
+    let (status, value) = server
+        .request("POST", "/containers/create", vec![b' '; 5 << 20])
+        .await;
+    assert_eq!(
+        (
+            status,
+            value["message"].as_str().unwrap().contains("larger than")
+        ),
+        (413, true)
+    );
+    let (status, value) = server.request("GET", "/_ping", "").await;
+    assert_eq!((status, value.as_str()), (200, Some("OK")));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn needs_root_a_worker_says_that_it_is_none_of_the_managers() {
+    let server = Server::start(FakeCluster {
+        is_worker: true,
+        ..FakeCluster::default()
+    })
+    .await;
+    for path in [
+        "/services",
+        "/nodes",
+        "/tasks",
+        "/swarm",
+        "/shoal/v1/volumes",
+    ] {
+        let (status, value) = server.request("GET", path, "").await;
+        assert_eq!(status, 503);
+        let message = value["message"].as_str().unwrap();
+        assert!(message.contains("Worker nodes can't be used"), "{message}");
+    }
+    server.stop().await;
+}
