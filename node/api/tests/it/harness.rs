@@ -100,9 +100,10 @@ impl Server {
 
     /// Ends it; nothing may be left.
     pub(crate) async fn stop(self) {
+        let socket = self.socket();
         self.stop.cancel();
         self.serving.await.unwrap();
-        assert!(!self.socket().exists());
+        assert!(!socket.exists());
         self.engine.shutdown().await;
     }
 }
