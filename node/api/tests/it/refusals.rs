@@ -115,11 +115,9 @@ async fn needs_root_bad_requests_get_clear_answers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn needs_root_a_worker_says_that_it_is_none_of_the_managers() {
-    let server = Server::start(FakeCluster {
-        is_worker: true,
-        ..FakeCluster::default()
-    })
-    .await;
+    let mut cluster = FakeCluster::default();
+    cluster.is_worker = true;
+    let server = Server::start(cluster).await;
     for path in [
         "/services",
         "/nodes",
