@@ -15,6 +15,7 @@
 
 pub mod agent;
 pub mod disk;
+pub mod engine;
 pub mod lease;
 pub mod repair;
 mod reports;
@@ -28,4 +29,5 @@ mod tests;
 
 pub use agent::{Agent, AgentClock, AgentHandle, AgentOptions};
 pub use disk::{AgentDisk, FileDisk};
+pub use engine::EngineRuntime;
 pub use runtime::{RuntimeError, TaskRuntime};

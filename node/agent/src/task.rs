@@ -406,7 +406,7 @@ impl Driver {
     }
 
     /// The container ended without being asked to by the managers.
-    fn ended(&mut self, task: &Task, exit: Exit) {
+    fn ended(&mut self, task: &Task, mut exit: Exit) {
         let Some(Held {
             id,
             state: HeldState::Running { since, .. },
@@ -415,6 +415,9 @@ impl Driver {
             return;
         };
         let now = self.shared.clock.now();
+        if exit.at == Timestamp::default() {
+            exit.at = now;
+        }
         let end = End {
             success: exit.exit_code == 0 && exit.reason.is_empty(),
             ran_for: since.map_or(GOOD_RUN, |since| since.elapsed()),
