@@ -228,20 +228,12 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
-            let limit = self.network.timing.append_deadline();
-            let (sender, receiver) = match self.idle.take() {
-                Some(stream) => stream,
-                None => timeout(limit, self.open(Method::RaftAppend))
-                    .await
-                    .map_err(|_| timed_out("opening a stream", limit))??,
-            };
             let session = AppendSession {
+                limit: self.network.timing.append_deadline(),
+                stream: self.idle.take(),
                 client: self,
                 input: Some(input),
-                sender,
-                receiver,
                 under_way: VecDeque::new(),
-                limit,
             };
             let answers: BoxStream<'s, _> = Box::pin(stream::unfold(Some(session), next_answer));
             Ok(answers)
@@ -310,8 +302,9 @@ struct AppendSession<'s, S> {
     client: &'s mut PeerClient,
     /// `None` once all requests were taken.
     input: Option<S>,
-    sender: RpcSender,
-    receiver: RpcReceiver,
+    /// Opened with the first request, never before: the library waits out its back-off inside `input`, so that a member
+    /// that refuses streams would be asked again and again without a pause.
+    stream: Option<(RpcSender, RpcReceiver)>,
     /// When each request was sent, oldest first.
     under_way: VecDeque<Instant>,
     limit: Duration,
@@ -333,7 +326,7 @@ where
         Ok(Some(Ok(matching))) => Some((Ok(Ok(matching)), Some(session))),
         Ok(Some(refused)) => Some((Ok(refused), None)),
         Ok(None) => {
-            session.client.idle = Some((session.sender, session.receiver));
+            session.client.idle = session.stream;
             None
         }
         Err(failure) => Some((Err(failure), None)),
@@ -358,7 +351,7 @@ where
                 (Some(input), Some(deadline)) if may_send => {
                     tokio::select! {
                         biased;
-                        reply = self.receiver.recv() => return self.answered(reply).map(Some),
+                        reply = receive(&mut self.stream) => return self.answered(reply).map(Some),
                         request = input.next() => match request {
                             Some(request) => self.send(request).await?,
                             None => self.input = None,
@@ -367,7 +360,7 @@ where
                     }
                 }
                 (_, Some(deadline)) => {
-                    let reply = timeout_at(deadline, self.receiver.recv())
+                    let reply = timeout_at(deadline, receive(&mut self.stream))
                         .await
                         .map_err(|_| timed_out("entries", self.limit))?;
                     return self.answered(reply).map(Some);
@@ -383,7 +376,16 @@ where
             entries: request.entries.iter().map(Into::into).collect(),
             committed: wire::log_id_to_wire(request.leader_commit.as_ref()),
         };
-        timeout(self.limit, self.sender.send(&request))
+        let (sender, _) = match &mut self.stream {
+            Some(stream) => stream,
+            stream @ None => {
+                let opened = timeout(self.limit, self.client.open(Method::RaftAppend))
+                    .await
+                    .map_err(|_| timed_out("opening a stream", self.limit))??;
+                stream.insert(opened)
+            }
+        };
+        timeout(self.limit, sender.send(&request))
             .await
             .map_err(|_| timed_out("sending entries", self.limit))?
             .map_err(unreachable)?;
@@ -393,13 +395,10 @@ where
 
     fn answered(
         &mut self,
-        reply: Result<Option<AppendReply>, shoal_transport::StreamError>,
+        reply: Result<AppendReply, RpcFailure>,
     ) -> Result<StreamAppendResult<TypeConfig>, RpcFailure> {
         self.under_way.pop_front();
-        let reply = reply
-            .map_err(unreachable)?
-            .ok_or_else(|| unreachable("the member closed the stream"))?;
-        match reply {
+        match reply? {
             AppendReply::Matching(id) => Ok(Ok(wire::log_id_from_wire(id))),
             AppendReply::Conflict(id) => Ok(Err(StreamAppendError::Conflict(LogId::from(id)))),
             AppendReply::HigherVote(vote) => Ok(Err(StreamAppendError::HigherVote(vote.into()))),
@@ -408,4 +407,11 @@ where
             }
         }
     }
+}
+
+async fn receive(stream: &mut Option<(RpcSender, RpcReceiver)>) -> Result<AppendReply, RpcFailure> {
+    let closed = || unreachable("the member closed the stream");
+    let (_, receiver) = stream.as_mut().ok_or_else(closed)?;
+    let reply = receiver.recv().await.map_err(unreachable)?;
+    reply.ok_or_else(closed)
 }

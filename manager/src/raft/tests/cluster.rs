@@ -47,6 +47,8 @@ pub(super) struct Wire(Arc<Mutex<WireState>>);
 struct WireState {
     members: BTreeMap<SocketAddr, RaftHandle>,
     cut: BTreeSet<SocketAddr>,
+    refusing: BTreeSet<SocketAddr>,
+    refused: u64,
     streams: Vec<(SocketAddr, SocketAddr, tokio::task::AbortHandle)>,
 }
 
@@ -73,6 +75,20 @@ impl Wire {
     pub(super) fn heal(&self, id: u64) {
         self.0.lock().unwrap().cut.remove(&addr(id));
     }
+
+    /// A member answers every new stream with an error at once, and its open ones end.
+    pub(super) fn refuse(&self, id: u64) {
+        let mut state = self.0.lock().unwrap();
+        state.refusing.insert(addr(id));
+        for (_, _, stream) in state.streams.iter().filter(|(_, to, _)| *to == addr(id)) {
+            stream.abort();
+        }
+    }
+
+    /// Streams that were refused so far.
+    pub(super) fn refused(&self) -> u64 {
+        self.0.lock().unwrap().refused
+    }
 }
 
 struct Link {
@@ -90,7 +106,14 @@ impl Connector for Link {
     ) -> Result<RpcStream, TransportError> {
         let limit = Duration::from_secs(1);
         let member = {
-            let state = self.wire.0.lock().unwrap();
+            let mut state = self.wire.0.lock().unwrap();
+            if state.refusing.contains(&to) {
+                state.refused += 1;
+                return Err(TransportError::Io {
+                    addr: to,
+                    err: Arc::new(std::io::ErrorKind::ConnectionRefused.into()),
+                });
+            }
             let cut = state.cut.contains(&self.own) || state.cut.contains(&to);
             if cut {
                 None

@@ -107,6 +107,21 @@ async fn minority_leader_refuses_and_says_who_is_missing() {
 }
 
 #[tokio::test]
+async fn member_that_refuses_streams_is_asked_again_with_pauses() {
+    let cluster = Cluster::of(3).await;
+    let leader = cluster.leader().await;
+    let refusing = if leader == 3 { 2 } else { 3 };
+    cluster.wire.refuse(refusing);
+    for number in 0..10 {
+        cluster.write(number).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // Entries and heartbeats ask 20 times a second each; without the pause it is tens of thousands.
+    let refused = cluster.wire.refused();
+    assert!((10..200).contains(&refused), "{refused} streams were asked for");
+}
+
+#[tokio::test]
 async fn returning_member_does_not_depose_the_leader() {
     let cluster = Cluster::of(3).await;
     let leader = cluster.leader().await;
