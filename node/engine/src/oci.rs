@@ -178,11 +178,13 @@ fn process_sets(
 }
 
 fn user(identity: &Identity) -> User {
+    // The first group is in the list too: a process could otherwise drop it and so pass a check that denies it.
+    let mut groups = vec![identity.gid];
+    groups.extend(identity.groups.iter().filter(|gid| **gid != identity.gid));
     let mut user = User::default();
-    user.set_uid(identity.uid).set_gid(identity.gid);
-    if !identity.groups.is_empty() {
-        user.set_additional_gids(Some(identity.groups.clone()));
-    }
+    user.set_uid(identity.uid)
+        .set_gid(identity.gid)
+        .set_additional_gids(Some(groups));
     user
 }
 

@@ -371,17 +371,18 @@ fn published_port() {
         let address = info.network.endpoints[0].address.unwrap();
         assert_eq!(address.octets(), [10, 213, site.subnet(), 2]);
         let gateway = format!("10.213.{}.1:{port}", site.subnet());
-        let mut text = String::new();
+        let mut text = [0; 6];
         for _ in 0..200 {
-            if let Ok(mut stream) = tokio::net::TcpStream::connect(&gateway).await
-                && stream.read_to_string(&mut text).await.is_ok()
-                && !text.is_empty()
-            {
+            let answer = async {
+                let mut stream = tokio::net::TcpStream::connect(&gateway).await?;
+                stream.read_exact(&mut text).await
+            };
+            if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_secs(1), answer).await {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        assert_eq!(text, "hello\n");
+        assert_eq!(&text, b"hello\n");
         site.close(engine).await;
     });
 }

@@ -180,12 +180,12 @@ fn killed_engine() {
             child.wait().unwrap();
         }
         let engine = reopen(&site).await;
+        site.assert_clean().await;
         let all = shoal_engine::ListFilter {
             all: true,
             ..Default::default()
         };
         assert!(engine.list(all).await.unwrap().is_empty());
-        site.assert_clean().await;
         eventually("no volume is left", || {
             let names: Vec<_> = std::fs::read_dir(site.path().join("data/volumes"))
                 .unwrap()
