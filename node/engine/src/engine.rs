@@ -13,7 +13,7 @@ use crate::info::ContainerStatus;
 use crate::network::{NetworkActor, Networks};
 use crate::options::EngineOptions;
 use crate::supervisor::{Adopt, Supervisor};
-use crate::volume::{UseVolumes, VolumeActor, VolumeDir};
+use crate::volume::{VolumeActor, VolumeDir};
 use actix::Addr;
 use shoal_image::{ImageStore, ImageStoreOptions};
 use std::collections::BTreeMap;
@@ -99,14 +99,6 @@ impl Engine {
             }
         }
         for Found { parts, start } in found {
-            let names = parts.record.volume_names();
-            let used = UseVolumes {
-                container: parts.record.id,
-                names,
-            };
-            if let Err(err) = self.env.volumes.send(used).await? {
-                tracing::warn!(container_id = %parts.record.id, err = chain(&err), "a volume of a container is gone");
-            }
             let id = parts.record.id;
             let entry = self.supervisor.send(Adopt(parts)).await?;
             if start {

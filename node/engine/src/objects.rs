@@ -224,7 +224,11 @@ impl EngineHandle {
         self.engine
             .env
             .volumes
-            .send(EnsureVolume { name, wish })
+            .send(EnsureVolume {
+                name,
+                anonymous: false,
+                wish,
+            })
             .await?
     }
 

@@ -102,6 +102,7 @@ pub(crate) async fn create(
 
 /// Removes the volumes of a container that came to nothing.
 async fn undo(env: &Env, id: ContainerId, made_volumes: Vec<String>) {
+    let hidden = hidden_dir(&env.containers_dir, id);
     let undone = async {
         env.volumes.send(UnuseVolumes(id)).await?;
         for name in made_volumes {
@@ -111,7 +112,7 @@ async fn undo(env: &Env, id: ContainerId, made_volumes: Vec<String>) {
                 Err(err) => return Err(err),
             }
         }
-        Ok(())
+        blocking("volume notes", move || disk::remove_dir_all(&hidden)).await
     }
     .await;
     if let Err(err) = undone {
@@ -132,7 +133,7 @@ fn find_image(env: &Env, name: &str) -> Result<Image> {
 async fn write(env: &Arc<Env>, record: ContainerRecord) -> Result<(ContainerDir, ContainerRecord)> {
     let containers = env.containers_dir.clone();
     blocking("container directory", move || {
-        let hidden = containers.join(format!(".new-{}", record.id));
+        let hidden = hidden_dir(&containers, record.id);
         let dir = ContainerDir::new(&containers, &record.id);
         let made = ContainerDir::at(hidden.clone())
             .populate(&record)
@@ -289,11 +290,20 @@ async fn volumes(
     let mut points = Vec::with_capacity(wishes.len());
     for MountWish { mut point, volume } in wishes {
         if point.kind == MountPointKind::Volume {
+            if point.anonymous {
+                point.name = crate::clock::hex_id();
+                note_volume(env, id, &point.name).await?;
+            }
             let name = point.name.clone();
+            let anonymous = point.anonymous;
             let before = crate::clock::now();
             let info = env
                 .volumes
-                .send(EnsureVolume { name, wish: volume })
+                .send(EnsureVolume {
+                    name,
+                    anonymous,
+                    wish: volume,
+                })
                 .await??;
             if info.created >= before {
                 made.push(info.name.clone());
@@ -305,6 +315,27 @@ async fn volumes(
         points.push(point);
     }
     Ok(points)
+}
+
+/// Notes an anonymous volume before it is made: should the engine die before the container is visible, the next one
+/// removes it with the container's hidden directory.
+async fn note_volume(env: &Env, id: ContainerId, name: &str) -> Result<()> {
+    let path = hidden_dir(&env.containers_dir, id)
+        .join(VOLUME_NOTES)
+        .join(name);
+    blocking("volume note", move || {
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        disk::create_dir_all(dir, 0o700)?;
+        std::fs::write(&path, []).map_err(EngineError::disk("write", &path))
+    })
+    .await
+}
+
+/// The directory in a hidden container directory whose files are named as its anonymous volumes.
+pub(crate) const VOLUME_NOTES: &str = "volumes";
+
+fn hidden_dir(containers: &Path, id: ContainerId) -> std::path::PathBuf {
+    containers.join(format!(".new-{id}"))
 }
 
 /// Fills volumes that are empty with what the image has at their targets.

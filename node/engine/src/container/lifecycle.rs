@@ -509,6 +509,9 @@ impl Handler<Remove> for ContainerActor {
     }
 }
 
+/// Begins the name of the directory of a container that is removed with its anonymous volumes.
+pub(crate) const REMOVING_WITH_VOLUMES: &str = ".removing-v-";
+
 /// Makes the container invisible by one rename, frees its name, and deletes its data behind that.
 pub(crate) fn removal(
     actor: &mut ContainerActor,
@@ -522,7 +525,9 @@ pub(crate) fn removal(
     let cleanup = actor.cleanup.take();
     actor.attachers.clear();
     let work = env.runtime.clone().spawn(async move {
-        let hidden = env.containers_dir.join(format!(".removing-{}", record.id));
+                // The name tells an engine that finds it whether the anonymous volumes go too.
+        let prefix = if volumes { REMOVING_WITH_VOLUMES } else { ".removing-" };
+        let hidden = env.containers_dir.join(format!("{prefix}{}", record.id));
         let (from, to) = (dir.path().to_owned(), hidden.clone());
         blocking("container removal", move || {
             std::fs::rename(&from, &to).map_err(EngineError::disk("remove", from))

@@ -1,6 +1,7 @@
 //! Finding everything again after an engine has ended, in order or not.
 
 use super::actor::ContainerParts;
+use super::create::VOLUME_NOTES;
 use super::record::{ContainerDir, ContainerRecord, Phase, StateRecord};
 use super::{lifecycle, restart};
 use crate::disk::{self, Durability};
@@ -37,7 +38,7 @@ struct Attempt {
     reason: String,
 }
 
-/// Recovers every container. What was half made or half removed is cleared away first.
+/// Recovers every container, then clears away what was half made or half removed.
 pub(crate) async fn recover(env: &Arc<Env>) -> Result<Vec<Found>> {
     let book = env.options.data_root.join("recovery.json");
     let mut attempts = disk::read_record::<Attempts>(&book)
@@ -47,7 +48,6 @@ pub(crate) async fn recover(env: &Arc<Env>) -> Result<Vec<Found>> {
     let mut gone = attempts.0.clone();
     for (name, path) in directories(&env.containers_dir)? {
         if name.starts_with('.') {
-            clear_half_made(&path).await?;
             continue;
         }
         gone.remove(&name);
@@ -80,6 +80,12 @@ pub(crate) async fn recover(env: &Arc<Env>) -> Result<Vec<Found>> {
             }
         }
     }
+    // Only now is it known which volumes other containers use.
+    for (name, path) in directories(&env.containers_dir)? {
+        if name.starts_with('.') {
+            clear_half_made(env, &name, &path).await?;
+        }
+    }
     for name in gone.keys() {
         attempts.0.remove(name);
     }
@@ -102,9 +108,43 @@ fn directories(containers: &Path) -> Result<Vec<(String, PathBuf)>> {
 
 /// A directory whose creation or removal was cut short. No shim can run in one that was never visible; one that was
 /// being removed may have lost its engine before its shim.
-async fn clear_half_made(path: &Path) -> Result<()> {
+async fn clear_half_made(env: &Env, name: &str, path: &Path) -> Result<()> {
     end_shim(&path.join("bundle")).await;
+    let mut volumes: Vec<String> = Vec::new();
+    if name.starts_with(".new-")
+        && let Ok(notes) = std::fs::read_dir(path.join(VOLUME_NOTES))
+    {
+        let names = notes.flatten().map(|note| note.file_name());
+        volumes.extend(names.map(|name| name.to_string_lossy().into_owned()));
+    }
+    if name.starts_with(lifecycle::REMOVING_WITH_VOLUMES) {
+        let record_path = ContainerDir::at(path.to_owned()).record_path();
+        match disk::read_record::<ContainerRecord>(&record_path) {
+            Ok(Some(record)) => volumes = record.anonymous_volumes(),
+            // It was cut short after its volumes were gone.
+            Ok(None) => {}
+            Err(err) => tracing::warn!(
+                err = chain(&err),
+                "a half-removed container's record can't be read"
+            ),
+        }
+    }
+    remove_volumes(env, name, volumes).await?;
     disk::remove_dir_all(path)
+}
+
+async fn remove_volumes(env: &Env, container: &str, names: Vec<String>) -> Result<()> {
+    for name in names {
+        match env.volumes.send(crate::volume::RemoveVolume(name)).await? {
+            Ok(()) | Err(EngineError::Conflict { .. } | EngineError::NoSuch { .. }) => {}
+            Err(err) => tracing::warn!(
+                container_id = container,
+                err = chain(&err),
+                "an anonymous volume was not removed"
+            ),
+        }
+    }
+    Ok(())
 }
 
 async fn end_shim(bundle: &Path) {
@@ -161,9 +201,20 @@ async fn recover_one(env: &Arc<Env>, name: &str, path: PathBuf) -> Result<Option
         .map_err(|err| super::start::runtime_error("find the shim of", id)(&err))?;
     let shim = settle(env, id, existing, &mut state).await;
     if shim.is_none() && record.config.host.auto_remove {
-        return remove_now(env, &record, &dir).await.map(|()| None);
+        return hide(env, &record, &dir).map(|()| None);
     }
     dir.write_state(&state, record.durability())?;
+    let used = crate::volume::UseVolumes {
+        container: id,
+        names: record.volume_names(),
+    };
+    if let Err(err) = env.volumes.send(used).await? {
+        tracing::warn!(
+            container_id = name,
+            err = chain(&err),
+            "a volume of a container is gone"
+        );
+    }
     let start = shim.is_none()
         && restart::wanted_at_boot(
             record.restart_policy(),
@@ -250,20 +301,11 @@ fn ended(state: &mut StateRecord, exit: Option<Exit>) {
     state.finished_at = Some(exit.map_or_else(crate::clock::now, |exit| exit.at));
 }
 
-/// A container that should have been removed at its end.
-async fn remove_now(env: &Env, record: &ContainerRecord, dir: &ContainerDir) -> Result<()> {
-    let hidden = env.containers_dir.join(format!(".removing-{}", record.id));
-    std::fs::rename(dir.path(), &hidden).map_err(EngineError::disk("remove", dir.path()))?;
-    disk::remove_dir_all(&hidden)?;
-    for name in record.anonymous_volumes() {
-        match env.volumes.send(crate::volume::RemoveVolume(name)).await? {
-            Ok(()) | Err(EngineError::Conflict { .. } | EngineError::NoSuch { .. }) => {}
-            Err(err) => {
-                tracing::warn!(container_id = %record.id, err = chain(&err), "an anonymous volume was not removed")
-            }
-        }
-    }
-    Ok(())
+/// A container that should have been removed at its end: cleared with the half-removed ones.
+fn hide(env: &Env, record: &ContainerRecord, dir: &ContainerDir) -> Result<()> {
+    let name = format!("{}{}", lifecycle::REMOVING_WITH_VOLUMES, record.id);
+    std::fs::rename(dir.path(), env.containers_dir.join(name))
+        .map_err(EngineError::disk("remove", dir.path()))
 }
 
 /// Addresses that records say are in use. Those of containers that turn out not to run are released afterwards.

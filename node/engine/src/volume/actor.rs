@@ -68,6 +68,8 @@ impl Actor for VolumeActor {
 /// A volume by that name shall exist; an empty name makes an anonymous one.
 pub(crate) struct EnsureVolume {
     pub(crate) name: String,
+    /// It belongs to one container, which has chosen a random name for it.
+    pub(crate) anonymous: bool,
     pub(crate) wish: VolumeWish,
 }
 message!(EnsureVolume => Result<VolumeInfo>);
@@ -76,7 +78,11 @@ impl Handler<EnsureVolume> for VolumeActor {
     type Result = AtomicResponse<Self, Result<VolumeInfo>>;
 
     fn handle(&mut self, message: EnsureVolume, _: &mut Self::Context) -> Self::Result {
-        let EnsureVolume { name, wish } = message;
+        let EnsureVolume {
+            name,
+            anonymous,
+            wish,
+        } = message;
         let known = match self.volumes.get(&name) {
             Some(record) => Some(Ok(self.info(record))),
             None => check(&name, &wish).err().map(Err),
@@ -84,9 +90,9 @@ impl Handler<EnsureVolume> for VolumeActor {
         if let Some(answer) = known {
             return AtomicResponse::new(Box::pin(std::future::ready(answer).into_actor(self)));
         }
-        let anonymous = name.is_empty();
+        let unnamed = name.is_empty();
         let record = VolumeRecord {
-            name: if anonymous {
+            name: if unnamed {
                 crate::clock::hex_id()
             } else {
                 name
@@ -94,7 +100,7 @@ impl Handler<EnsureVolume> for VolumeActor {
             created: crate::clock::now(),
             labels: wish.labels,
             options: wish.options,
-            anonymous,
+            anonymous: anonymous || unnamed,
         };
         let (dir, events) = (self.dir.clone(), self.events.clone());
         let work = async move {
