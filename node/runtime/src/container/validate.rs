@@ -2,7 +2,7 @@
 
 use crate::{Failure, Stage};
 use nix::errno::Errno;
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Process, Spec};
 
 /// Checks the whole configuration.
 pub(crate) fn validate(spec: &Spec) -> Result<(), Failure> {
@@ -30,9 +30,13 @@ pub(crate) fn validate(spec: &Spec) -> Result<(), Failure> {
             ));
         }
     }
-    let Some(linux) = spec.linux() else {
-        return Err(refuse("linux is missing"));
-    };
+    let linux = spec.linux().as_ref();
+    let linux = linux.ok_or_else(|| refuse("linux is missing"))?;
+    validate_namespaces(linux)?;
+    validate_linux(linux)
+}
+
+fn validate_namespaces(linux: &Linux) -> Result<(), Failure> {
     let kinds: Vec<_> = linux
         .namespaces()
         .iter()
@@ -58,6 +62,10 @@ pub(crate) fn validate(spec: &Spec) -> Result<(), Failure> {
             return Err(refuse("linux.namespaces: `time` is not supported"));
         }
     }
+    Ok(())
+}
+
+fn validate_linux(linux: &Linux) -> Result<(), Failure> {
     for (field, present) in [
         (
             "linux.mountLabel",

@@ -13,7 +13,7 @@ fn run(program: &Program, arch: u32, number: u32, args: [u64; 6]) -> u32 {
         OFFSET_ARCH => arch,
         other => {
             let index = ((other - OFFSET_ARGS) / 8) as usize;
-            let shift = if (other - OFFSET_ARGS) % 8 == 0 {
+            let shift = if (other - OFFSET_ARGS).is_multiple_of(8) {
                 0
             } else {
                 32

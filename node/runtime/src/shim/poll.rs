@@ -86,9 +86,8 @@ impl Deadline {
         // SAFETY: the call takes integers and touches no memory.
         let raw = Errno::result(unsafe { libc::timerfd_create(libc::CLOCK_BOOTTIME, flags) })?;
         // SAFETY: the kernel has just made this descriptor for us.
-        Ok(Self {
-            timer: unsafe { OwnedFd::from_raw_fd(raw) },
-        })
+        let timer = unsafe { OwnedFd::from_raw_fd(raw) };
+        Ok(Self { timer })
     }
 
     /// Sets the deadline, or takes it away. One that has passed fires at once.

@@ -407,15 +407,10 @@ impl Shim {
     fn drain(&mut self) {
         let mut buffer = vec![0; READ_BYTES];
         for kind in [StreamKind::Stdout, StreamKind::Stderr] {
-            loop {
-                match self.streams.read(kind, &mut buffer) {
-                    Taken::Data(count) => {
-                        self.log.write(kind, &buffer[..count], wall_clock());
-                        for connection in self.connections.values_mut() {
-                            connection.push_data(kind, &buffer[..count]);
-                        }
-                    }
-                    Taken::Nothing | Taken::End => break,
+            while let Taken::Data(count) = self.streams.read(kind, &mut buffer) {
+                self.log.write(kind, &buffer[..count], wall_clock());
+                for connection in self.connections.values_mut() {
+                    connection.push_data(kind, &buffer[..count]);
                 }
             }
             self.log.end(kind, wall_clock());

@@ -1,5 +1,8 @@
 //! Real containers on the real kernel. Needs root, and busybox at /bin/busybox (Debian: busybox-static).
 
+#[cfg(test)]
 mod fixture;
+#[cfg(test)]
 mod lifecycle;
+#[cfg(test)]
 mod security;
