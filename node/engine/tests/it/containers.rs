@@ -382,7 +382,8 @@ fn published_port() {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        assert_eq!(&text, b"hello\n");
+        let log = log_text(&engine, &id).await;
+        assert_eq!(&text, b"hello\n", "the container says: {log}");
         site.close(engine).await;
     });
 }

@@ -59,6 +59,58 @@ pub(crate) struct Site {
 
 static NEXT_SUBNET: AtomicU8 = AtomicU8::new(1);
 
+/// Takes away what a test that failed has left: processes, namespaces, links, rules, control groups.
+impl Drop for Site {
+    fn drop(&mut self) {
+        let options = self.options();
+        let dir = self.path().to_owned();
+        let sweep = std::thread::spawn(move || {
+            block_on(async {
+                for entry in std::fs::read_dir(dir.join("data/containers"))
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                {
+                    let found =
+                        shoal_runtime::ShimHandle::attach_existing(&entry.path().join("bundle"))
+                            .await;
+                    if let Ok(shoal_runtime::Existing::Alive(shim)) = found {
+                        drop(shim.delete(true).await);
+                    }
+                }
+                let tag = shoal_overlay_net::InstanceTag::derive(&options.instance);
+                let net = shoal_overlay_net::LocalNet::open(tag).unwrap();
+                for entry in std::fs::read_dir(dir.join("run/netns"))
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                {
+                    drop(net.delete_netns(&entry.path()).await);
+                }
+                net.remove_everything().await.unwrap();
+            });
+            for hierarchy in std::fs::read_dir("/sys/fs/cgroup")
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                let group = hierarchy
+                    .path()
+                    .join(options.cgroup_parent.trim_start_matches('/'));
+                drop(std::fs::remove_dir(group));
+            }
+            drop(std::fs::remove_dir(format!(
+                "/sys/fs/cgroup{}",
+                options.cgroup_parent
+            )));
+        });
+        assert!(
+            sweep.join().is_ok(),
+            "a test's leavings could not be removed"
+        );
+    }
+}
+
 impl Site {
     pub(crate) fn new() -> Self {
         Self {
@@ -147,7 +199,7 @@ impl Site {
         .await;
     }
 
-    /// Removes every container, ends the engine and takes its bridge and rules away.
+    /// Removes every container, ends the engine and lets the site go.
     pub(crate) async fn close(self, engine: EngineHandle) {
         let all = shoal_engine::ListFilter {
             all: true,
@@ -162,9 +214,6 @@ impl Site {
         }
         self.assert_clean().await;
         engine.shutdown().await;
-        let tag = shoal_overlay_net::InstanceTag::derive(&self.options().instance);
-        let net = shoal_overlay_net::LocalNet::open(tag).unwrap();
-        net.remove_everything().await.unwrap();
     }
 }
 
