@@ -84,8 +84,11 @@ pub(crate) fn spawn_init(context: &InitContext<'_>, stdio: ChildStdio) -> Result
     let (shim_side, child_side) = sync::pair().map_err(|e| failed("make a socket pair", e))?;
     // SAFETY: the shim has one thread.
     let cloned = unsafe { clone_process(fresh) };
-    for (own, kind) in &back {
-        setns(own.as_fd(), *kind).map_err(|e| failed("return to the host's namespace", e))?;
+    // Only the shim goes back: the clone stays where it was born.
+    if !matches!(cloned, Ok(Cloned::Child)) {
+        for (own, kind) in &back {
+            setns(own.as_fd(), *kind).map_err(|e| failed("return to the host's namespace", e))?;
+        }
     }
     match cloned.map_err(|e| failed("clone the container's first process", e))? {
         Cloned::Child => {
