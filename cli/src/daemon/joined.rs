@@ -1,0 +1,384 @@
+//! A node that is part of a cluster: its ports, its agent, its manager while it has that role.
+
+use super::chain;
+use super::handler::{ControlHandler, ManagerSlot};
+use super::record::NodeRecord;
+use arc_swap::ArcSwapOption;
+use shoal_agent::{Agent, AgentHandle, AgentOptions, EngineRuntime, LogsHandler};
+use shoal_engine::EngineHandle;
+use shoal_manager::manager::{ManagerError, RandomIds, SystemClock, forget};
+use shoal_manager::raft::{Placement, RaftRuntime, RealDisk, Timing};
+use shoal_manager::{Manager, ManagerHandle, ManagerOptions, Start};
+use shoal_model::node::NodeDescription;
+use shoal_model::session::ManagerPeer;
+use shoal_model::{NodeId, NodeRole};
+use shoal_transport::endpoint::BindError;
+use shoal_transport::files::IdentityFiles;
+use shoal_transport::renewal::{self, RenewalContext, RenewalHandle};
+use shoal_transport::{Endpoint, EndpointOptions, Identity, IdentityHandle, NodeKey};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Longest time for one manager to answer a request for a certificate.
+const RENEW_DEADLINE: Duration = Duration::from_secs(5);
+/// Wait before a manager that did not start is tried again.
+const MANAGER_RETRY: Duration = Duration::from_secs(1);
+
+/// Why the ports of a node could not be opened, or a part did not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JoinedError {
+    #[error("failed to open the {port} port {addr}")]
+    Port {
+        port: &'static str,
+        addr: SocketAddr,
+        #[source]
+        err: BindError,
+    },
+    #[error("failed to start the thread of the control port")]
+    Thread(#[source] shoal_manager::raft::StartError),
+    #[error("failed to start the manager")]
+    Manager(#[from] ManagerError),
+    #[error("failed to start the agent")]
+    Agent(#[source] shoal_agent::AgentError),
+}
+
+/// The sockets of a node and the identity that they show.
+pub(crate) struct Ports {
+    pub(crate) identity: IdentityHandle,
+    /// Raft, sessions, calls; on the real-time thread.
+    pub(crate) control: Endpoint,
+    /// Blobs, logs; on a thread of its own.
+    pub(crate) bulk: Endpoint,
+    /// For calls to others that are not Raft's: its connections live on the ordinary runtime.
+    pub(crate) calls: Endpoint,
+    thread: RaftRuntime,
+    bulk_thread: RaftRuntime,
+}
+
+impl Ports {
+    /// Binds the control port at `listen` and the bulk port one above it.
+    pub(crate) fn open(
+        listen: SocketAddr,
+        key: &NodeKey,
+        identity: Option<Identity>,
+    ) -> Result<Self, JoinedError> {
+        let identity = IdentityHandle::new(identity);
+        let thread = RaftRuntime::start().map_err(JoinedError::Thread)?;
+        let bulk_thread = RaftRuntime::start_ordinary("shoal-bulk").map_err(JoinedError::Thread)?;
+        let secret = |label| Some(key.derive_secret(label));
+        let bind = |port: &'static str, addr: SocketAddr, options: EndpointOptions| {
+            Endpoint::bind(addr, identity.clone(), options)
+                .map_err(|err| JoinedError::Port { port, addr, err })
+        };
+        let control = {
+            let _entered = thread.handle().enter();
+            let reset_secret = secret("stateless reset, control");
+            bind("control", listen, EndpointOptions { reset_secret, ..EndpointOptions::control() })?
+        };
+        let bulk = {
+            let _entered = bulk_thread.handle().enter();
+            let addr = SocketAddr::new(listen.ip(), listen.port().saturating_add(1));
+            let reset_secret = secret("stateless reset, bulk");
+            bind("bulk", addr, EndpointOptions { reset_secret, ..EndpointOptions::bulk() })?
+        };
+        let any = match listen {
+            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+        };
+        let calls = bind("outgoing", any, EndpointOptions::control())?;
+        Ok(Self { identity, control, bulk, calls, thread, bulk_thread })
+    }
+
+    pub(crate) async fn close(&self) {
+        tokio::join!(self.control.shutdown(), self.bulk.shutdown(), self.calls.shutdown());
+        let (thread, bulk_thread) = (self.thread.clone(), self.bulk_thread.clone());
+        let stopped = tokio::task::spawn_blocking(move || {
+            thread.stop();
+            bulk_thread.stop();
+        });
+        if stopped.await.is_err() {
+            tracing::warn!("the threads of the ports did not end well");
+        }
+    }
+}
+
+/// What a node is started with.
+pub(crate) struct JoinedOptions {
+    pub(crate) data_root: PathBuf,
+    pub(crate) run_root: PathBuf,
+    pub(crate) record: NodeRecord,
+    pub(crate) description: NodeDescription,
+    pub(crate) files: IdentityFiles,
+    pub(crate) engine: EngineHandle,
+}
+
+/// A running node.
+pub(crate) struct Joined {
+    pub(crate) node_id: NodeId,
+    pub(crate) ports: Arc<Ports>,
+    pub(crate) manager: ManagerSlot,
+    pub(crate) agent: AgentHandle,
+    pub(crate) advertise: SocketAddr,
+    data_root: PathBuf,
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Joined {
+    /// Starts manager (if that is the role) and agent. `start` says how a manager begins; a node that resumes or joins
+    /// passes the managers that it knows.
+    pub(crate) async fn start(
+        options: JoinedOptions,
+        ports: Ports,
+        identity: Identity,
+        start: Start,
+    ) -> Result<Self, JoinedError> {
+        let ports = Arc::new(ports);
+        let manager = ManagerSlot::new(ArcSwapOption::empty());
+        let node_id = identity.node_id();
+        let advertise = options.record.advertise;
+        serve(&ports, &manager, &options.engine);
+        let founding = matches!(start, Start::Found(_));
+        if founding {
+            let handle = start_manager(&options.data_root, node_id, advertise, &ports, start).await?;
+            manager.store(Some(Arc::new(handle)));
+        }
+        let agent = Agent::start(AgentOptions {
+            connector: Arc::new(ports.calls.clone()),
+            managers: options.record.managers.clone(),
+            data_dir: options.data_root.join("agent"),
+            runtime: Arc::new(EngineRuntime::new(options.engine.clone())),
+            clock: Arc::new(shoal_agent::SystemClock),
+            seed: rand::random(),
+            description: options.description.clone(),
+        })
+        .await
+        .map_err(JoinedError::Agent)?;
+        let joined = Self {
+            node_id,
+            ports,
+            manager,
+            agent,
+            advertise,
+            data_root: options.data_root.clone(),
+            cancel: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        joined.spawn_loops(options);
+        Ok(joined)
+    }
+
+    fn spawn_loops(&self, options: JoinedOptions) {
+        let renewal = RenewalHandle::new();
+        let spawn = |work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            let cancel = self.cancel.clone();
+            self.tasks.spawn(async move {
+                cancel.run_until_cancelled(work).await;
+            });
+        };
+        spawn(Box::pin(renew_certificate(
+            self.ports.clone(),
+            options.files.clone(),
+            renewal.clone(),
+            self.agent.clone(),
+        )));
+        spawn(Box::pin(follow_wanted_role(
+            self.agent.clone(),
+            self.ports.identity.clone(),
+            renewal,
+        )));
+        spawn(Box::pin(follow_own_role(
+            self.ports.clone(),
+            self.manager.clone(),
+            self.agent.clone(),
+            self.data_root.clone(),
+            self.advertise,
+        )));
+        spawn(Box::pin(remember_managers(self.agent.clone(), options)));
+    }
+
+    /// Ends manager and agent; containers run on. A planned restart is announced with a hold.
+    pub(crate) async fn stop(&self, announce_hold: bool) {
+        self.cancel.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.agent.shutdown(announce_hold).await;
+        if let Some(manager) = self.manager.swap(None) {
+            manager.shutdown().await;
+        }
+        self.ports.close().await;
+    }
+}
+
+/// Serves both ports.
+fn serve(ports: &Ports, manager: &ManagerSlot, engine: &EngineHandle) {
+    let ordinary = tokio::runtime::Handle::current();
+    {
+        let _entered = ports.thread.handle().enter();
+        let handler = ControlHandler { manager: manager.clone(), ordinary: ordinary.clone() };
+        drop(ports.control.serve(Arc::new(handler)));
+    }
+    let _entered = ports.bulk_thread.handle().enter();
+    drop(ports.bulk.serve(Arc::new(LogsHandler::new(engine.clone()))));
+}
+
+async fn start_manager(
+    data_root: &Path,
+    node_id: NodeId,
+    advertise: SocketAddr,
+    ports: &Ports,
+    start: Start,
+) -> Result<ManagerHandle, ManagerError> {
+    Manager::start(ManagerOptions {
+        data_dir: data_root.join("raft"),
+        key_path: data_root.join("certs/raft.key"),
+        node_id,
+        advertise,
+        start,
+        timing: Timing::default(),
+        placement: Placement::Threads(ports.thread.clone()),
+        connector: Arc::new(ports.control.clone()),
+        disk: Arc::new(RealDisk),
+        clock: Arc::new(SystemClock),
+        ids: Arc::new(RandomIds),
+        seed: rand::random(),
+    })
+    .await
+}
+
+/// Why no manager gave a new certificate.
+#[derive(Debug, thiserror::Error)]
+enum RenewError {
+    #[error("no manager is known")]
+    NoManager,
+    #[error(transparent)]
+    Join(#[from] shoal_transport::join::JoinError),
+}
+
+/// Renews the certificate in time, and when the role has changed. A node whose certificate has expired is re-admitted
+/// by its key.
+async fn renew_certificate(
+    ports: Arc<Ports>,
+    files: IdentityFiles,
+    handle: RenewalHandle,
+    agent: AgentHandle,
+) {
+    use shoal_manager::consensus::WallClock;
+    let now = || SystemClock.now();
+    let context = RenewalContext {
+        identity: ports.identity.clone(),
+        files,
+        handle,
+        now,
+        random: || rand::random::<f64>(),
+    };
+    renewal::run(context, |old: Identity| {
+        let (ports, managers) = (ports.clone(), agent.managers().borrow().clone());
+        async move {
+            let mut failure = RenewError::NoManager;
+            for peer in managers {
+                let asked = if old.is_expired(now()) {
+                    let calls = &ports.calls;
+                    shoal_transport::join::readmit(calls, peer.addr, &old, RENEW_DEADLINE).await
+                } else {
+                    shoal_transport::join::renew(&ports.calls, peer.addr, &old, RENEW_DEADLINE)
+                        .await
+                };
+                match asked {
+                    Ok(new) => return Ok(new),
+                    Err(err) => failure = err.into(),
+                }
+            }
+            Err(failure)
+        }
+    })
+    .await;
+}
+
+/// Asks for a certificate with the role that the managers want this node to have.
+async fn follow_wanted_role(agent: AgentHandle, identity: IdentityHandle, renewal: RenewalHandle) {
+    let mut wanted = agent.wanted_role();
+    loop {
+        let role = *wanted.borrow_and_update();
+        let own = identity.current().map(|identity| identity.role());
+        if role.is_some() && role != own {
+            renewal.renew_now();
+        }
+        if wanted.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Starts and stops the manager as the role in the certificate says.
+async fn follow_own_role(
+    ports: Arc<Ports>,
+    slot: ManagerSlot,
+    agent: AgentHandle,
+    data_root: PathBuf,
+    advertise: SocketAddr,
+) {
+    let mut changes = ports.identity.subscribe();
+    loop {
+        let identity = changes.borrow_and_update().clone();
+        let role = identity.as_ref().map(Identity::role);
+        let running = slot.load().is_some();
+        match (role, running, identity) {
+            (Some(NodeRole::Manager), false, Some(identity)) => {
+                let managers = others(&agent.managers().borrow(), identity.node_id());
+                let start = Start::Join(managers);
+                let node_id = identity.node_id();
+                match start_manager(&data_root, node_id, advertise, &ports, start).await {
+                    Ok(handle) => {
+                        tracing::info!(%node_id, "this node is a manager now");
+                        slot.store(Some(Arc::new(handle)));
+                    }
+                    Err(err) => {
+                        tracing::warn!(err = %chain(&err), "the manager did not start; trying again");
+                        tokio::time::sleep(MANAGER_RETRY).await;
+                        continue;
+                    }
+                }
+            }
+            (Some(NodeRole::Worker), true, _) => {
+                if let Some(manager) = slot.swap(None) {
+                    manager.shutdown().await;
+                    tracing::info!("this node is a worker now");
+                }
+                if let Err(err) = forget(&RealDisk, &data_root.join("raft")) {
+                    tracing::error!(err = %chain(&err), "failed to delete the Raft log of a former manager");
+                }
+            }
+            _ => {}
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn others(managers: &[ManagerPeer], own: NodeId) -> Vec<ManagerPeer> {
+    managers.iter().filter(|peer| peer.node_id != own).cloned().collect()
+}
+
+/// Keeps the record's managers up to date for the next start.
+async fn remember_managers(agent: AgentHandle, options: JoinedOptions) {
+    let mut managers = agent.managers();
+    let mut record = options.record;
+    loop {
+        let current = managers.borrow_and_update().clone();
+        if !current.is_empty() && current != record.managers {
+            record.managers = current;
+            if let Err(err) = record.save(&options.data_root) {
+                tracing::warn!(err = %chain(&err), "failed to remember the managers");
+            }
+        }
+        if managers.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,522 @@
+//! The node's place in a cluster, as the API sees it: none, or one that it founded, joined or resumes.
+
+use super::address::{self, AddressError};
+use super::joined::{Joined, JoinedError, JoinedOptions, Ports};
+use super::record::{NodeRecord, RecordError};
+use super::{chain, logs};
+use crate::args::daemon::DaemonArgs;
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use shoal_api::{ClusterOps, ControlFrames, InitOptions, JoinOptions, LocalNode, LocalState};
+use shoal_engine::EngineHandle;
+use shoal_manager::manager::{FoundingRequest, RandomIds, SystemClock, forget, found};
+use shoal_manager::raft::RealDisk;
+use shoal_manager::{ManagerHandle, Start};
+use shoal_model::command::FEATURE_LEVEL;
+use shoal_model::control::{
+    CertificateResponse, ControlRequest, LogLine, LogsRequest, WatchEvent, WatchRequest,
+};
+use shoal_model::node::NodeDescription;
+use shoal_model::rpc::{ErrorCode, Method, RpcError};
+use shoal_model::session::ManagerPeer;
+use shoal_model::{Cluster, NodeId, NodeRole, Resources};
+use shoal_transport::files::{FilesError, IdentityFiles};
+use shoal_transport::{CallError, Connector, Expect, Identity, JoinToken, NodeKey, call, join};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, RwLock};
+
+/// Port of the control channel when none is given.
+const CONTROL_PORT: u16 = 2377;
+/// Longest time for one manager to answer a join.
+const JOIN_DEADLINE: Duration = Duration::from_secs(20);
+/// Longest time for the managers to answer a leave.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What the daemon's command line says about membership.
+pub(crate) struct MembershipOptions {
+    data_root: PathBuf,
+    run_root: PathBuf,
+    listen: SocketAddr,
+    advertise: Option<IpAddr>,
+    hostname: String,
+    engine_labels: Vec<String>,
+}
+
+impl MembershipOptions {
+    pub(crate) fn new(args: &DaemonArgs) -> Result<Self, String> {
+        let hostname = match &args.hostname {
+            Some(hostname) => hostname.clone(),
+            None => nix::unistd::gethostname()
+                .map_err(|err| format!("failed to read the host name: {err}"))?
+                .to_string_lossy()
+                .into_owned(),
+        };
+        Ok(Self {
+            data_root: args.data_root.clone(),
+            run_root: args.run_root.clone(),
+            listen: args.listen,
+            advertise: args.advertise_addr,
+            hostname,
+            engine_labels: args.labels.clone(),
+        })
+    }
+}
+
+/// Why a membership operation failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MembershipError {
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error("failed to use the node's certificate")]
+    Files(#[from] FilesError),
+    #[error(transparent)]
+    Joined(#[from] JoinedError),
+    #[error("failed to found a cluster")]
+    Found(#[from] shoal_manager::manager::FoundingError),
+    #[error("failed to use the new certificate")]
+    Identity(#[from] shoal_transport::identity::IdentityError),
+    #[error("failed to delete the manager's log")]
+    Forget(#[from] shoal_manager::manager::RecordError),
+    #[error("invalid join token")]
+    Token(#[from] shoal_transport::token::TokenError),
+    #[error("failed to join through any of the given managers; the last one: {addr}")]
+    Join {
+        addr: SocketAddr,
+        #[source]
+        err: shoal_transport::join::JoinError,
+    },
+    #[error("no address of a manager was given")]
+    NoRemote,
+}
+
+impl MembershipError {
+    /// The kind that a caller of the API sees.
+    fn code(&self) -> ErrorCode {
+        use shoal_transport::join::JoinError;
+        match self {
+            Self::Address(_) | Self::Token(_) | Self::NoRemote | Self::Found(_) => {
+                ErrorCode::InvalidArgument
+            }
+            Self::Join { err: JoinError::Call(CallError::Remote(error)), .. } => error.code,
+            Self::Join { .. } => ErrorCode::Unavailable,
+            Self::Record(_)
+            | Self::Files(_)
+            | Self::Joined(_)
+            | Self::Identity(_)
+            | Self::Forget(_) => ErrorCode::Internal,
+        }
+    }
+}
+
+impl From<MembershipError> for RpcError {
+    fn from(error: MembershipError) -> Self {
+        Self::new(error.code(), chain(&error))
+    }
+}
+
+/// The node's place in a cluster.
+pub(crate) struct Membership {
+    options: MembershipOptions,
+    engine: EngineHandle,
+    files: IdentityFiles,
+    /// The running node; read by every request.
+    joined: RwLock<Option<Arc<Joined>>>,
+    /// What requests see of it without waiting.
+    local: std::sync::RwLock<LocalNode>,
+    /// One init, join, leave or resume at a time.
+    changing: Mutex<()>,
+}
+
+impl Membership {
+    pub(crate) fn open(
+        options: MembershipOptions,
+        engine: EngineHandle,
+    ) -> Result<Self, MembershipError> {
+        let files = IdentityFiles::new(options.data_root.join("certs"));
+        let pending = files.load()?.is_some();
+        let local = LocalNode {
+            state: if pending { LocalState::Pending } else { LocalState::Inactive },
+            engine_labels: options.engine_labels.clone(),
+            ..LocalNode::default()
+        };
+        Ok(Self {
+            options,
+            engine,
+            files,
+            joined: RwLock::new(None),
+            local: std::sync::RwLock::new(local),
+            changing: Mutex::new(()),
+        })
+    }
+
+    fn set_state(&self, state: LocalState) {
+        let mut local = self.local.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        local.state = state;
+    }
+
+    /// Takes up the place that this node had before the daemon was restarted.
+    pub(crate) async fn resume(&self) {
+        let _changing = self.changing.lock().await;
+        if let Err(error) = self.try_resume().await {
+            tracing::error!(err = %chain(&error), "failed to return to the cluster");
+            self.set_state(LocalState::Error(chain(&error)));
+        }
+    }
+
+    async fn try_resume(&self) -> Result<(), MembershipError> {
+        let Some(identity) = self.files.load()? else { return Ok(()) };
+        let Some(record) = NodeRecord::load(&self.options.data_root)? else {
+            // The certificate is written first: a crash in between has joined nothing.
+            self.files.remove()?;
+            self.set_state(LocalState::Inactive);
+            return Ok(());
+        };
+        let ports = Ports::open(record.listen, identity.key(), Some(identity.clone()))?;
+        let others = record.managers.clone();
+        self.start(record, ports, identity, Start::Join(others)).await
+    }
+
+    async fn start(
+        &self,
+        record: NodeRecord,
+        ports: Ports,
+        identity: Identity,
+        start: Start,
+    ) -> Result<(), MembershipError> {
+        let options = JoinedOptions {
+            data_root: self.options.data_root.clone(),
+            run_root: self.options.run_root.clone(),
+            description: self.description(&record).await,
+            files: self.files.clone(),
+            engine: self.engine.clone(),
+            record,
+        };
+        let joined = Joined::start(options, ports, identity.clone(), start).await?;
+        {
+            let mut local = self.local.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            *local = LocalNode {
+                state: LocalState::Active,
+                node_id: Some(identity.node_id()),
+                cluster_id: Some(identity.cluster_id()),
+                advertise_addr: Some(joined.advertise.ip()),
+                engine_labels: self.options.engine_labels.clone(),
+                ..LocalNode::default()
+            };
+        }
+        *self.joined.write().await = Some(Arc::new(joined));
+        Ok(())
+    }
+
+    async fn description(&self, record: &NodeRecord) -> NodeDescription {
+        let (cpus, memory_bytes) = match self.engine.info().await {
+            Ok(info) => (info.cpus, info.memory_bytes),
+            Err(err) => {
+                tracing::warn!(err = %chain(&err), "the engine does not say what the machine has");
+                (1, 0)
+            }
+        };
+        let labels = crate::spec::parse::pairs(&self.options.engine_labels);
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        let bulk_port = record.advertise.port().saturating_add(1);
+        NodeDescription {
+            hostname: self.options.hostname.clone(),
+            os: std::env::consts::OS.to_owned(),
+            architecture: architecture.to_owned(),
+            resources: Resources {
+                nano_cpus: i64::try_from(cpus).unwrap_or(1).saturating_mul(1_000_000_000),
+                memory_bytes: i64::try_from(memory_bytes).unwrap_or(i64::MAX),
+            },
+            engine_version: env!("CARGO_PKG_VERSION").to_owned(),
+            engine_labels: labels.into_iter().collect(),
+            feature_level_max: FEATURE_LEVEL,
+            control_addr: Some(record.advertise),
+            bulk_addr: Some(SocketAddr::new(record.advertise.ip(), bulk_port)),
+        }
+    }
+
+    /// Listen and advertise addresses: the request's, else the daemon's, else the default route's.
+    fn addresses(
+        &self,
+        listen: &str,
+        advertise: &str,
+    ) -> Result<(SocketAddr, SocketAddr), AddressError> {
+        let listen = match listen {
+            "" => self.options.listen,
+            text => address::parse(text, CONTROL_PORT)?,
+        };
+        let advertise = match (advertise, self.options.advertise) {
+            ("", Some(ip)) => SocketAddr::new(ip, listen.port()),
+            ("", None) if !listen.ip().is_unspecified() => listen,
+            ("", None) => SocketAddr::new(address::default_route()?, listen.port()),
+            (text, _) => address::parse(text, listen.port())?,
+        };
+        Ok((listen, advertise))
+    }
+
+    async fn try_init(&self, options: InitOptions) -> Result<NodeId, MembershipError> {
+        let (listen, advertise) = self.addresses(&options.listen_addr, &options.advertise_addr)?;
+        let key = self.files.load_or_make_key()?;
+        let request = FoundingRequest {
+            signing_request_der: key.signing_request()?,
+            advertise,
+            availability: options.availability,
+            spec: options.spec,
+        };
+        let founding = found(&request, &SystemClock, &RandomIds)?;
+        let (identity, managers) = accept(&key, &founding.certificate)?;
+        let ports = Ports::open(listen, &key, Some(identity.clone()))?;
+        let node_id = identity.node_id();
+        self.remember(&identity, listen, advertise, managers)?;
+        let record = NodeRecord::load(&self.options.data_root)?;
+        let started = match record {
+            Some(record) => {
+                self.start(record, ports, identity, Start::Found(founding.first)).await
+            }
+            None => Err(MembershipError::NoRemote),
+        };
+        match started {
+            Ok(()) => Ok(node_id),
+            Err(error) => {
+                self.wipe()?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn try_join(&self, options: JoinOptions) -> Result<(), MembershipError> {
+        let token: JoinToken = options.token.0.parse()?;
+        let (listen, advertise) = self.addresses(&options.listen_addr, &options.advertise_addr)?;
+        let key = self.files.load_or_make_key()?;
+        let ports = Ports::open(listen, &key, None)?;
+        let joined = self.ask_to_join(&ports, &token, &key, &options).await;
+        let (identity, response) = match joined {
+            Ok(joined) => joined,
+            Err(error) => {
+                ports.close().await;
+                return Err(error);
+            }
+        };
+        ports.identity.swap(Some(identity.clone()));
+        self.remember(&identity, listen, advertise, response.managers.clone())?;
+        let record = NodeRecord {
+            version: NodeRecord::VERSION,
+            listen,
+            advertise,
+            managers: response.managers.clone(),
+        };
+        let started =
+            self.start(record, ports, identity, Start::Join(response.managers)).await;
+        if started.is_err() {
+            self.wipe()?;
+        }
+        started
+    }
+
+    async fn ask_to_join(
+        &self,
+        ports: &Ports,
+        token: &JoinToken,
+        key: &NodeKey,
+        options: &JoinOptions,
+    ) -> Result<(Identity, CertificateResponse), MembershipError> {
+        let mut failure = MembershipError::NoRemote;
+        for remote in &options.remote_addrs {
+            for addr in address::look_up(remote, CONTROL_PORT).await? {
+                let availability = options.availability;
+                match join(&ports.calls, addr, token, key, availability, JOIN_DEADLINE).await {
+                    Ok(joined) => return Ok(joined),
+                    Err(err) => failure = MembershipError::Join { addr, err },
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    /// Certificate first, record second: only both together are a membership.
+    fn remember(
+        &self,
+        identity: &Identity,
+        listen: SocketAddr,
+        advertise: SocketAddr,
+        managers: Vec<ManagerPeer>,
+    ) -> Result<(), MembershipError> {
+        self.files.store(identity)?;
+        let record = NodeRecord { version: NodeRecord::VERSION, listen, advertise, managers };
+        Ok(record.save(&self.options.data_root)?)
+    }
+
+    /// Forgets the membership: the record first, so that what remains is never taken for one.
+    fn wipe(&self) -> Result<(), MembershipError> {
+        NodeRecord::remove(&self.options.data_root)?;
+        self.files.remove()?;
+        forget(&RealDisk, &self.options.data_root.join("raft"))?;
+        let mut local = self.local.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *local = LocalNode {
+            engine_labels: self.options.engine_labels.clone(),
+            ..LocalNode::default()
+        };
+        Ok(())
+    }
+
+    async fn current(&self) -> Result<Arc<Joined>, RpcError> {
+        let none = || RpcError::new(ErrorCode::Unavailable, "this node is not part of a cluster");
+        self.joined.read().await.clone().ok_or_else(none)
+    }
+
+    async fn manager(&self) -> Result<(ManagerHandle, NodeId), RpcError> {
+        let joined = self.current().await?;
+        let manager = joined.manager.load_full();
+        let none = || RpcError::new(ErrorCode::Unavailable, "this node is not a manager");
+        let manager = manager.ok_or_else(none)?;
+        Ok(((*manager).clone(), joined.node_id))
+    }
+
+    /// Stops the node's parts; its place in the cluster is kept.
+    pub(crate) async fn shutdown(&self) {
+        if let Some(joined) = self.joined.write().await.take() {
+            joined.stop(true).await;
+        }
+    }
+}
+
+fn accept(
+    key: &NodeKey,
+    certificate: &CertificateResponse,
+) -> Result<(Identity, Vec<ManagerPeer>), MembershipError> {
+    let identity = Identity::from_response(key.clone(), certificate)?;
+    Ok((identity, certificate.managers.clone()))
+}
+
+#[async_trait]
+impl ClusterOps for Membership {
+    fn local(&self) -> LocalNode {
+        let mut local =
+            self.local.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        // A change of membership holds the lock for a moment; until it is done the old answer is right.
+        if let Ok(joined) = self.joined.try_read()
+            && let Some(joined) = joined.as_ref()
+        {
+            local.role = joined.ports.identity.current().map(|i| i.role()).unwrap_or_default();
+            local.control_available = joined.manager.load().is_some();
+            local.managers = joined.agent.managers().borrow().clone();
+        }
+        local
+    }
+
+    async fn init(&self, options: InitOptions) -> Result<NodeId, RpcError> {
+        let _changing = self.changing.lock().await;
+        if options.force_new_cluster {
+            let text = "ForceNewCluster is not supported yet";
+            return Err(RpcError::new(ErrorCode::InvalidArgument, text));
+        }
+        if self.joined.read().await.is_some() {
+            let text = "this node is already part of a cluster: leave it first with `shoal leave`";
+            return Err(RpcError::new(ErrorCode::FailedPrecondition, text));
+        }
+        Ok(self.try_init(options).await?)
+    }
+
+    async fn join(&self, options: JoinOptions) -> Result<(), RpcError> {
+        let _changing = self.changing.lock().await;
+        if self.joined.read().await.is_some() {
+            let text = "this node is already part of a cluster: leave it first with `shoal leave`";
+            return Err(RpcError::new(ErrorCode::FailedPrecondition, text));
+        }
+        self.set_state(LocalState::Pending);
+        let joined = self.try_join(options).await;
+        if joined.is_err() {
+            self.set_state(LocalState::Inactive);
+        }
+        Ok(joined?)
+    }
+
+    async fn leave(&self, force: bool) -> Result<(), RpcError> {
+        let _changing = self.changing.lock().await;
+        let joined = self.current().await?;
+        let is_manager = joined.manager.load().is_some();
+        if is_manager && !force {
+            let text = "this node is a manager: demote it first with `shoal node demote self`, or use --force, \
+                        which costs the cluster a manager and, without a majority of the others, its quorum";
+            return Err(RpcError::new(ErrorCode::FailedPrecondition, text));
+        }
+        tell_managers(&joined).await;
+        *self.joined.write().await = None;
+        joined.agent.remove_all().await;
+        joined.stop(false).await;
+        Ok(self.wipe()?)
+    }
+
+    async fn control(&self, request: ControlRequest) -> Result<ControlFrames, RpcError> {
+        let (manager, caller) = self.manager().await?;
+        logs::control(manager, caller, request).await
+    }
+
+    async fn watch(
+        &self,
+        request: WatchRequest,
+    ) -> Result<BoxStream<'static, Result<WatchEvent, RpcError>>, RpcError> {
+        let (manager, caller) = self.manager().await?;
+        logs::watch(manager, caller, request).await
+    }
+
+    async fn task_logs(
+        &self,
+        node_id: NodeId,
+        addr: SocketAddr,
+        request: LogsRequest,
+    ) -> Result<BoxStream<'static, Result<LogLine, RpcError>>, RpcError> {
+        let joined = self.current().await?;
+        if node_id == joined.node_id {
+            return shoal_agent::task_logs(&self.engine, request).await;
+        }
+        let unreachable = |err: &dyn std::error::Error| {
+            let text = format!("node `{node_id}` does not answer: {}", chain(err));
+            RpcError::new(ErrorCode::Unavailable, text)
+        };
+        let expect = Expect::Node(node_id);
+        let opened = joined.ports.calls.open(addr, expect, Method::TaskLogs).await;
+        let mut stream = opened.map_err(|err| unreachable(&err))?;
+        stream.send(&request).await.map_err(|err| unreachable(&err))?;
+        Ok(logs::frames(stream))
+    }
+
+    fn join_token(&self, cluster: &Cluster, role: NodeRole) -> String {
+        let secret = match role {
+            NodeRole::Worker => &cluster.worker_secret,
+            NodeRole::Manager => &cluster.manager_secret,
+        };
+        JoinToken::new(role, &cluster.root_ca.certificate_der, secret.secret.clone()).to_string()
+    }
+
+    async fn debug(&self) -> serde_json::Value {
+        let local = self.local();
+        serde_json::json!({
+            "state": local.state.as_str(),
+            "role": local.role.as_str(),
+            "manager": local.control_available,
+        })
+    }
+}
+
+/// Says good-bye, so that nobody waits for this node. A cluster that can't be reached learns of it in its own time.
+async fn tell_managers(joined: &Joined) {
+    let managers = joined.agent.managers().borrow().clone();
+    for peer in managers {
+        let left: Result<(), CallError> =
+            call(&joined.ports.calls, peer.addr, Expect::AnyManager, Method::Leave, &(), LEAVE_DEADLINE)
+                .await;
+        match left {
+            Ok(()) => return,
+            Err(err) => tracing::debug!(err = %chain(&err), "a manager did not take the good-bye"),
+        }
+    }
+}
