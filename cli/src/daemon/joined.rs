@@ -18,7 +18,7 @@ use shoal_transport::renewal::{self, RenewalContext, RenewalHandle};
 use shoal_transport::{Endpoint, EndpointOptions, Identity, IdentityHandle, NodeKey};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -40,10 +40,43 @@ pub(crate) enum JoinedError {
     },
     #[error("failed to start the thread of the control port")]
     Thread(#[source] shoal_manager::raft::StartError),
+    #[error("failed to start the thread of the bulk port")]
+    BulkThread(#[source] std::io::Error),
     #[error("failed to start the manager")]
     Manager(#[from] ManagerError),
     #[error("failed to start the agent")]
     Agent(#[source] shoal_agent::AgentError),
+}
+
+/// One thread for the bulk port.
+struct BulkRuntime {
+    handle: tokio::runtime::Handle,
+    runtime: Mutex<Option<tokio::runtime::Runtime>>,
+}
+
+impl BulkRuntime {
+    fn start() -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("shoal-bulk")
+            .enable_all()
+            .build()?;
+        Ok(Self { handle: runtime.handle().clone(), runtime: Mutex::new(Some(runtime)) })
+    }
+
+    fn stop(&self) {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(runtime) = runtime {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for BulkRuntime {
+    fn drop(&mut self) {
+        // A runtime must not be dropped where others wait for their turn: it would wait for its threads.
+        self.stop();
+    }
 }
 
 /// The sockets of a node and the identity that they show.
@@ -56,7 +89,7 @@ pub(crate) struct Ports {
     /// For calls to others that are not Raft's: its connections live on the ordinary runtime.
     pub(crate) calls: Endpoint,
     thread: RaftRuntime,
-    bulk_thread: RaftRuntime,
+    bulk_thread: BulkRuntime,
 }
 
 impl Ports {
@@ -68,7 +101,7 @@ impl Ports {
     ) -> Result<Self, JoinedError> {
         let identity = IdentityHandle::new(identity);
         let thread = RaftRuntime::start().map_err(JoinedError::Thread)?;
-        let bulk_thread = RaftRuntime::start_ordinary("shoal-bulk").map_err(JoinedError::Thread)?;
+        let bulk_thread = BulkRuntime::start().map_err(JoinedError::BulkThread)?;
         let secret = |label| Some(key.derive_secret(label));
         let bind = |port: &'static str, addr: SocketAddr, options: EndpointOptions| {
             Endpoint::bind(addr, identity.clone(), options)
@@ -80,7 +113,7 @@ impl Ports {
             bind("control", listen, EndpointOptions { reset_secret, ..EndpointOptions::control() })?
         };
         let bulk = {
-            let _entered = bulk_thread.handle().enter();
+            let _entered = bulk_thread.handle.enter();
             let addr = SocketAddr::new(listen.ip(), listen.port().saturating_add(1));
             let reset_secret = secret("stateless reset, bulk");
             bind("bulk", addr, EndpointOptions { reset_secret, ..EndpointOptions::bulk() })?
@@ -95,13 +128,11 @@ impl Ports {
 
     pub(crate) async fn close(&self) {
         tokio::join!(self.control.shutdown(), self.bulk.shutdown(), self.calls.shutdown());
-        let (thread, bulk_thread) = (self.thread.clone(), self.bulk_thread.clone());
-        let stopped = tokio::task::spawn_blocking(move || {
-            thread.stop();
-            bulk_thread.stop();
-        });
+        self.bulk_thread.stop();
+        let thread = self.thread.clone();
+        let stopped = tokio::task::spawn_blocking(move || thread.stop());
         if stopped.await.is_err() {
-            tracing::warn!("the threads of the ports did not end well");
+            tracing::warn!("the thread of the control port did not end well");
         }
     }
 }
@@ -222,7 +253,7 @@ fn serve(ports: &Ports, manager: &ManagerSlot, engine: &EngineHandle) {
         let handler = ControlHandler { manager: manager.clone(), ordinary: ordinary.clone() };
         drop(ports.control.serve(Arc::new(handler)));
     }
-    let _entered = ports.bulk_thread.handle().enter();
+    let _entered = ports.bulk_thread.handle.enter();
     drop(ports.bulk.serve(Arc::new(LogsHandler::new(engine.clone()))));
 }
 

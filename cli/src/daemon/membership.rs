@@ -21,7 +21,7 @@ use shoal_model::rpc::{ErrorCode, Method, RpcError};
 use shoal_model::session::ManagerPeer;
 use shoal_model::{Cluster, NodeId, NodeRole, Resources};
 use shoal_transport::files::{FilesError, IdentityFiles};
-use shoal_transport::{CallError, Connector, Expect, Identity, JoinToken, NodeKey, call, join};
+use shoal_transport::{CallError, Connector, Expect, Identity, JoinToken, NodeKey, ca, call, join};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -83,7 +83,7 @@ pub(crate) enum MembershipError {
     #[error("failed to delete the manager's log")]
     Forget(#[from] shoal_manager::manager::RecordError),
     #[error("invalid join token")]
-    Token(#[from] shoal_transport::token::TokenError),
+    Token(#[from] shoal_transport::token::ParseTokenError),
     #[error("failed to join through any of the given managers; the last one: {addr}")]
     Join {
         addr: SocketAddr,
@@ -494,7 +494,8 @@ impl ClusterOps for Membership {
             NodeRole::Worker => &cluster.worker_secret,
             NodeRole::Manager => &cluster.manager_secret,
         };
-        JoinToken::new(role, &cluster.root_ca.certificate_der, secret.secret.clone()).to_string()
+        let root_digest = ca::digest(&cluster.root_ca.certificate_der);
+        JoinToken { root_digest, secret: secret.secret.clone() }.to_string()
     }
 
     async fn debug(&self) -> serde_json::Value {
