@@ -9,7 +9,9 @@ pub(crate) enum AddressError {
     Unknown { text: String },
     #[error("network interface `{name}` has no IPv4 address")]
     NoAddress { name: String },
-    #[error("this machine has no default route to find its own address by: give it with --advertise-addr")]
+    #[error(
+        "this machine has no default route to find its own address by: give it with --advertise-addr"
+    )]
     NoDefaultRoute,
     #[error("failed to look up `{text}`")]
     LookUp {
@@ -29,7 +31,9 @@ pub(crate) fn parse(text: &str, default_port: u16) -> Result<SocketAddr, Address
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Ok(SocketAddr::new(ip, default_port));
     }
-    let unknown = || AddressError::Unknown { text: text.to_owned() };
+    let unknown = || AddressError::Unknown {
+        text: text.to_owned(),
+    };
     let (name, port) = match text.rsplit_once(':') {
         Some((name, port)) => (name, port.parse().map_err(|_| unknown())?),
         None => (text, default_port),
@@ -44,21 +48,33 @@ pub(crate) fn parse(text: &str, default_port: u16) -> Result<SocketAddr, Address
             return Ok(SocketAddr::new(IpAddr::V4(address.ip()), port));
         }
     }
-    Err(if known { AddressError::NoAddress { name: name.to_owned() } } else { unknown() })
+    Err(if known {
+        AddressError::NoAddress {
+            name: name.to_owned(),
+        }
+    } else {
+        unknown()
+    })
 }
 
 /// `HOST[:PORT]`, looked up.
-pub(crate) async fn look_up(text: &str, default_port: u16) -> Result<Vec<SocketAddr>, AddressError> {
+pub(crate) async fn look_up(
+    text: &str,
+    default_port: u16,
+) -> Result<Vec<SocketAddr>, AddressError> {
     let has_port = text.parse::<SocketAddr>().is_ok()
-        || text.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.contains(':') && port.parse::<u16>().is_ok()
-        });
+        || text
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.contains(':') && port.parse::<u16>().is_ok());
     let full = match (has_port, text.parse::<IpAddr>()) {
         (true, _) => text.to_owned(),
         (false, Ok(ip)) => SocketAddr::new(ip, default_port).to_string(),
         (false, Err(_)) => format!("{text}:{default_port}"),
     };
-    let failed = |err| AddressError::LookUp { text: text.to_owned(), err };
+    let failed = |err| AddressError::LookUp {
+        text: text.to_owned(),
+        err,
+    };
     let found = tokio::task::spawn_blocking(move || full.to_socket_addrs())
         .await
         .map_err(|err| failed(std::io::Error::other(err)))?
@@ -71,7 +87,9 @@ pub(crate) fn default_route() -> Result<IpAddr, AddressError> {
     const ANYWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
     let found = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
         .and_then(|socket| socket.connect(ANYWHERE).and_then(|()| socket.local_addr()));
-    found.map(|address| address.ip()).map_err(|_| AddressError::NoDefaultRoute)
+    found
+        .map(|address| address.ip())
+        .map_err(|_| AddressError::NoDefaultRoute)
 }
 
 #[cfg(test)]
@@ -80,10 +98,16 @@ mod tests {
 
     #[test]
     fn addresses_in_every_form() {
-        assert_eq!(parse("10.0.0.1", 2377).unwrap().to_string(), "10.0.0.1:2377");
+        assert_eq!(
+            parse("10.0.0.1", 2377).unwrap().to_string(),
+            "10.0.0.1:2377"
+        );
         assert_eq!(parse("10.0.0.1:99", 2377).unwrap().port(), 99);
         assert_eq!(parse("lo:99", 2377).unwrap().to_string(), "127.0.0.1:99");
         let error = parse("nothing7", 2377).unwrap_err().to_string();
-        assert_eq!(error, "`nothing7` is neither an IP address nor a network interface");
+        assert_eq!(
+            error,
+            "`nothing7` is neither an IP address nor a network interface"
+        );
     }
 }

@@ -48,7 +48,10 @@ impl RpcHandler for ControlHandler {
     }
 
     fn admits(&self, identity: &PeerIdentity, method: Method) -> bool {
-        self.manager.load().as_ref().is_none_or(|manager| manager.admits(identity, method))
+        self.manager
+            .load()
+            .as_ref()
+            .is_none_or(|manager| manager.admits(identity, method))
     }
 }
 

@@ -61,11 +61,18 @@ impl BulkRuntime {
             .thread_name("shoal-bulk")
             .enable_all()
             .build()?;
-        Ok(Self { handle: runtime.handle().clone(), runtime: Mutex::new(Some(runtime)) })
+        Ok(Self {
+            handle: runtime.handle().clone(),
+            runtime: Mutex::new(Some(runtime)),
+        })
     }
 
     fn stop(&self) {
-        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let runtime = self
+            .runtime
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(runtime) = runtime {
             runtime.shutdown_background();
         }
@@ -104,30 +111,58 @@ impl Ports {
         let bulk_thread = BulkRuntime::start().map_err(JoinedError::BulkThread)?;
         let secret = |label| Some(key.derive_secret(label));
         let bind = |port: &'static str, addr: SocketAddr, options: EndpointOptions| {
-            Endpoint::bind(addr, identity.clone(), options)
-                .map_err(|err| JoinedError::Port { port, addr, err })
+            Endpoint::bind(addr, identity.clone(), options).map_err(|err| JoinedError::Port {
+                port,
+                addr,
+                err,
+            })
         };
         let control = {
             let _entered = thread.handle().enter();
             let reset_secret = secret("stateless reset, control");
-            bind("control", listen, EndpointOptions { reset_secret, ..EndpointOptions::control() })?
+            bind(
+                "control",
+                listen,
+                EndpointOptions {
+                    reset_secret,
+                    ..EndpointOptions::control()
+                },
+            )?
         };
         let bulk = {
             let _entered = bulk_thread.handle.enter();
             let addr = SocketAddr::new(listen.ip(), listen.port().saturating_add(1));
             let reset_secret = secret("stateless reset, bulk");
-            bind("bulk", addr, EndpointOptions { reset_secret, ..EndpointOptions::bulk() })?
+            bind(
+                "bulk",
+                addr,
+                EndpointOptions {
+                    reset_secret,
+                    ..EndpointOptions::bulk()
+                },
+            )?
         };
         let any = match listen {
             SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
             SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
         };
         let calls = bind("outgoing", any, EndpointOptions::control())?;
-        Ok(Self { identity, control, bulk, calls, thread, bulk_thread })
+        Ok(Self {
+            identity,
+            control,
+            bulk,
+            calls,
+            thread,
+            bulk_thread,
+        })
     }
 
     pub(crate) async fn close(&self) {
-        tokio::join!(self.control.shutdown(), self.bulk.shutdown(), self.calls.shutdown());
+        tokio::join!(
+            self.control.shutdown(),
+            self.bulk.shutdown(),
+            self.calls.shutdown()
+        );
         self.bulk_thread.stop();
         let thread = self.thread.clone();
         let stopped = tokio::task::spawn_blocking(move || thread.stop());
@@ -175,7 +210,8 @@ impl Joined {
         serve(&ports, &manager, &options.engine);
         let founding = matches!(start, Start::Found(_));
         if founding {
-            let handle = start_manager(&options.data_root, node_id, advertise, &ports, start).await?;
+            let handle =
+                start_manager(&options.data_root, node_id, advertise, &ports, start).await?;
             manager.store(Some(Arc::new(handle)));
         }
         let agent = Agent::start(AgentOptions {
@@ -250,7 +286,10 @@ fn serve(ports: &Ports, manager: &ManagerSlot, engine: &EngineHandle) {
     let ordinary = tokio::runtime::Handle::current();
     {
         let _entered = ports.thread.handle().enter();
-        let handler = ControlHandler { manager: manager.clone(), ordinary: ordinary.clone() };
+        let handler = ControlHandler {
+            manager: manager.clone(),
+            ordinary: ordinary.clone(),
+        };
         drop(ports.control.serve(Arc::new(handler)));
     }
     let _entered = ports.bulk_thread.handle.enter();
@@ -393,7 +432,11 @@ async fn follow_own_role(
 }
 
 fn others(managers: &[ManagerPeer], own: NodeId) -> Vec<ManagerPeer> {
-    managers.iter().filter(|peer| peer.node_id != own).cloned().collect()
+    managers
+        .iter()
+        .filter(|peer| peer.node_id != own)
+        .cloned()
+        .collect()
 }
 
 /// Keeps the record's managers up to date for the next start.

@@ -36,7 +36,10 @@ where
 }
 
 fn broken(err: &StreamError) -> RpcError {
-    RpcError::new(ErrorCode::Unavailable, format!("the answer was cut off: {}", super::chain(err)))
+    RpcError::new(
+        ErrorCode::Unavailable,
+        format!("the answer was cut off: {}", super::chain(err)),
+    )
 }
 
 /// Asks the manager in this process.
@@ -54,9 +57,8 @@ pub(crate) async fn control(
         Some(Ok(ControlResponse::End)) | None => return Ok(stream::empty().boxed()),
         Some(Ok(first)) => first,
     };
-    let rest = answer.take_while(|frame| {
-        std::future::ready(!matches!(frame, Ok(ControlResponse::End)))
-    });
+    let rest =
+        answer.take_while(|frame| std::future::ready(!matches!(frame, Ok(ControlResponse::End))));
     Ok(stream::iter([Ok(first)]).chain(rest).boxed())
 }
 
@@ -83,7 +85,10 @@ fn local_call(manager: ManagerHandle, caller: NodeId, method: Method) -> RpcStre
             _ => control.serve(caller, served).await,
         };
         if let Err(err) = outcome {
-            tracing::debug!(err = &err as &dyn std::error::Error, "a local call ended early");
+            tracing::debug!(
+                err = &err as &dyn std::error::Error,
+                "a local call ended early"
+            );
         }
     });
     let (read, write) = tokio::io::split(ours);

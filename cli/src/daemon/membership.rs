@@ -102,7 +102,10 @@ impl MembershipError {
             Self::Address(_) | Self::Token(_) | Self::NoRemote | Self::Found(_) => {
                 ErrorCode::InvalidArgument
             }
-            Self::Join { err: JoinError::Call(CallError::Remote(error)), .. } => error.code,
+            Self::Join {
+                err: JoinError::Call(CallError::Remote(error)),
+                ..
+            } => error.code,
             Self::Join { .. } => ErrorCode::Unavailable,
             Self::Record(_)
             | Self::Files(_)
@@ -140,7 +143,11 @@ impl Membership {
         let files = IdentityFiles::new(options.data_root.join("certs"));
         let pending = files.load()?.is_some();
         let local = LocalNode {
-            state: if pending { LocalState::Pending } else { LocalState::Inactive },
+            state: if pending {
+                LocalState::Pending
+            } else {
+                LocalState::Inactive
+            },
             engine_labels: options.engine_labels.clone(),
             ..LocalNode::default()
         };
@@ -155,7 +162,10 @@ impl Membership {
     }
 
     fn set_state(&self, state: LocalState) {
-        let mut local = self.local.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut local = self
+            .local
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         local.state = state;
     }
 
@@ -169,7 +179,9 @@ impl Membership {
     }
 
     async fn try_resume(&self) -> Result<(), MembershipError> {
-        let Some(identity) = self.files.load()? else { return Ok(()) };
+        let Some(identity) = self.files.load()? else {
+            return Ok(());
+        };
         let Some(record) = NodeRecord::load(&self.options.data_root)? else {
             // The certificate is written first: a crash in between has joined nothing.
             self.files.remove()?;
@@ -178,7 +190,8 @@ impl Membership {
         };
         let ports = Ports::open(record.listen, identity.key(), Some(identity.clone()))?;
         let others = record.managers.clone();
-        self.start(record, ports, identity, Start::Join(others)).await
+        self.start(record, ports, identity, Start::Join(others))
+            .await
     }
 
     async fn start(
@@ -198,7 +211,10 @@ impl Membership {
         };
         let joined = Joined::start(options, ports, identity.clone(), start).await?;
         {
-            let mut local = self.local.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut local = self
+                .local
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             *local = LocalNode {
                 state: LocalState::Active,
                 node_id: Some(identity.node_id()),
@@ -232,7 +248,9 @@ impl Membership {
             os: std::env::consts::OS.to_owned(),
             architecture: architecture.to_owned(),
             resources: Resources {
-                nano_cpus: i64::try_from(cpus).unwrap_or(1).saturating_mul(1_000_000_000),
+                nano_cpus: i64::try_from(cpus)
+                    .unwrap_or(1)
+                    .saturating_mul(1_000_000_000),
                 memory_bytes: i64::try_from(memory_bytes).unwrap_or(i64::MAX),
             },
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -279,7 +297,8 @@ impl Membership {
         let record = NodeRecord::load(&self.options.data_root)?;
         let started = match record {
             Some(record) => {
-                self.start(record, ports, identity, Start::Found(founding.first)).await
+                self.start(record, ports, identity, Start::Found(founding.first))
+                    .await
             }
             None => Err(MembershipError::NoRemote),
         };
@@ -313,8 +332,9 @@ impl Membership {
             advertise,
             managers: response.managers.clone(),
         };
-        let started =
-            self.start(record, ports, identity, Start::Join(response.managers)).await;
+        let started = self
+            .start(record, ports, identity, Start::Join(response.managers))
+            .await;
         if started.is_err() {
             self.wipe()?;
         }
@@ -350,7 +370,12 @@ impl Membership {
         managers: Vec<ManagerPeer>,
     ) -> Result<(), MembershipError> {
         self.files.store(identity)?;
-        let record = NodeRecord { version: NodeRecord::VERSION, listen, advertise, managers };
+        let record = NodeRecord {
+            version: NodeRecord::VERSION,
+            listen,
+            advertise,
+            managers,
+        };
         Ok(record.save(&self.options.data_root)?)
     }
 
@@ -359,7 +384,10 @@ impl Membership {
         NodeRecord::remove(&self.options.data_root)?;
         self.files.remove()?;
         forget(&RealDisk, &self.options.data_root.join("raft"))?;
-        let mut local = self.local.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut local = self
+            .local
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         *local = LocalNode {
             engine_labels: self.options.engine_labels.clone(),
             ..LocalNode::default()
@@ -399,13 +427,21 @@ fn accept(
 #[async_trait]
 impl ClusterOps for Membership {
     fn local(&self) -> LocalNode {
-        let mut local =
-            self.local.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let mut local = self
+            .local
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone();
         // A change of membership holds the lock for a moment; until it is done the old answer is right.
         if let Ok(joined) = self.joined.try_read()
             && let Some(joined) = joined.as_ref()
         {
-            local.role = joined.ports.identity.current().map(|i| i.role()).unwrap_or_default();
+            local.role = joined
+                .ports
+                .identity
+                .current()
+                .map(|i| i.role())
+                .unwrap_or_default();
             local.control_available = joined.manager.load().is_some();
             local.managers = joined.agent.managers().borrow().clone();
         }
@@ -483,9 +519,16 @@ impl ClusterOps for Membership {
             RpcError::new(ErrorCode::Unavailable, text)
         };
         let expect = Expect::Node(node_id);
-        let opened = joined.ports.calls.open(addr, expect, Method::TaskLogs).await;
+        let opened = joined
+            .ports
+            .calls
+            .open(addr, expect, Method::TaskLogs)
+            .await;
         let mut stream = opened.map_err(|err| unreachable(&err))?;
-        stream.send(&request).await.map_err(|err| unreachable(&err))?;
+        stream
+            .send(&request)
+            .await
+            .map_err(|err| unreachable(&err))?;
         Ok(logs::frames(stream))
     }
 
@@ -494,8 +537,12 @@ impl ClusterOps for Membership {
             NodeRole::Worker => &cluster.worker_secret,
             NodeRole::Manager => &cluster.manager_secret,
         };
-        let root_digest = ca::digest(&cluster.root_ca.certificate_der);
-        JoinToken { root_digest, secret: secret.secret.clone() }.to_string()
+        let root_digest = ca::sha256(&cluster.root_ca.certificate_der);
+        JoinToken {
+            root_digest,
+            secret: secret.secret.clone(),
+        }
+        .to_string()
     }
 
     async fn debug(&self) -> serde_json::Value {
@@ -512,9 +559,15 @@ impl ClusterOps for Membership {
 async fn tell_managers(joined: &Joined) {
     let managers = joined.agent.managers().borrow().clone();
     for peer in managers {
-        let left: Result<(), CallError> =
-            call(&joined.ports.calls, peer.addr, Expect::AnyManager, Method::Leave, &(), LEAVE_DEADLINE)
-                .await;
+        let left: Result<(), CallError> = call(
+            &joined.ports.calls,
+            peer.addr,
+            Expect::AnyManager,
+            Method::Leave,
+            &(),
+            LEAVE_DEADLINE,
+        )
+        .await;
         match left {
             Ok(()) => return,
             Err(err) => tracing::debug!(err = %chain(&err), "a manager did not take the good-bye"),

@@ -67,8 +67,9 @@ fn start_logging(args: &DaemonArgs) -> Result<(), Failure> {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_new(&args.log)
         .map_err(|err| format!("invalid argument \"{}\" for --log: {err}", args.log))?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     if args.log_json {
         builder.json().init();
     } else {
@@ -78,7 +79,8 @@ fn start_logging(args: &DaemonArgs) -> Result<(), Failure> {
 }
 
 fn engine_options(args: &DaemonArgs) -> Result<EngineOptions, Failure> {
-    let exe = std::env::current_exe().map_err(|err| format!("failed to find this program: {err}"))?;
+    let exe =
+        std::env::current_exe().map_err(|err| format!("failed to find this program: {err}"))?;
     let instance = shoal_overlay_net::InstanceTag::derive(&args.data_root.to_string_lossy());
     Ok(EngineOptions {
         cgroup_parent: args.cgroup_parent.clone(),
@@ -95,8 +97,13 @@ async fn run(args: DaemonArgs) -> Result<(), Failure> {
     let engine = EngineHandle::start(engine_options(&args)?)
         .await
         .map_err(|err| format!("failed to start the engine: {}", chain(&err)))?;
-    let membership = Membership::open(MembershipOptions::new(&args)?, engine.clone())
-        .map_err(|err| format!("failed to open the node's place in its cluster: {}", chain(&err)))?;
+    let membership =
+        Membership::open(MembershipOptions::new(&args)?, engine.clone()).map_err(|err| {
+            format!(
+                "failed to open the node's place in its cluster: {}",
+                chain(&err)
+            )
+        })?;
     let membership = Arc::new(membership);
     let server = ApiServer::bind(ApiOptions {
         socket: args.socket.clone(),
@@ -105,7 +112,9 @@ async fn run(args: DaemonArgs) -> Result<(), Failure> {
         engine: engine.clone(),
         cluster: membership.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        git_commit: option_env!("SHOAL_GIT_COMMIT").unwrap_or("unknown").to_owned(),
+        git_commit: option_env!("SHOAL_GIT_COMMIT")
+            .unwrap_or("unknown")
+            .to_owned(),
     })
     .await
     .map_err(|err| format!("failed to serve the API: {}", chain(&err)))?;

@@ -39,7 +39,11 @@ impl NodeRecord {
 
     pub(crate) fn load(data_root: &Path) -> Result<Option<Self>, RecordError> {
         let path = Self::path(data_root);
-        let failed = |err| RecordError { action: "read", path: path.clone(), err };
+        let failed = |err| RecordError {
+            action: "read",
+            path: path.clone(),
+            err,
+        };
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -65,15 +69,21 @@ impl NodeRecord {
             fs::rename(&temporary, &path)?;
             File::open(data_root)?.sync_all()
         };
-        write().map_err(|err| RecordError { action: "write", path: path.clone(), err })
+        write().map_err(|err| RecordError {
+            action: "write",
+            path: path.clone(),
+            err,
+        })
     }
 
     pub(crate) fn remove(data_root: &Path) -> Result<(), RecordError> {
         let path = Self::path(data_root);
         match fs::remove_file(&path) {
-            Err(err) if err.kind() != io::ErrorKind::NotFound => {
-                Err(RecordError { action: "remove", path, err })
-            }
+            Err(err) if err.kind() != io::ErrorKind::NotFound => Err(RecordError {
+                action: "remove",
+                path,
+                err,
+            }),
             _ => Ok(()),
         }
     }

@@ -31,7 +31,12 @@ const PACKAGES: &[(&str, &str)] = &[
 const DOCKER_PACKAGE: (&str, &str) = ("docker.io", "docker");
 
 /// Crates whose tests need neither root nor packages.
-const FAST: &[&str] = &["shoal-model", "shoal-scheduler", "shoal-transport", "shoal-manager"];
+const FAST: &[&str] = &[
+    "shoal-model",
+    "shoal-scheduler",
+    "shoal-transport",
+    "shoal-manager",
+];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -62,10 +67,18 @@ fn root() -> PathBuf {
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
-    let line = words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .collect();
+    let line = words
+        .iter()
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ");
     println!("\n$ {line}");
-    let status = command.status().with_context(|| format!("failed to run `{line}`"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("failed to run `{line}`"))?;
     if !status.success() {
         bail!("`{line}` ended with {status}");
     }
@@ -81,24 +94,35 @@ fn cargo(args: &[&str]) -> Command {
 fn is_installed(program: &str) -> bool {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
-    std::env::split_paths(&paths).chain(system).any(|dir| dir.join(program).exists())
+    std::env::split_paths(&paths)
+        .chain(system)
+        .any(|dir| dir.join(program).exists())
 }
 
 /// Installs the missing packages without starting any service that they bring.
 fn install_packages() -> Result<()> {
     let wanted = PACKAGES.iter().chain([&DOCKER_PACKAGE]);
-    let missing: Vec<_> =
-        wanted.filter(|(_, program)| !is_installed(program)).map(|(package, _)| *package).collect();
+    let missing: Vec<_> = wanted
+        .filter(|(_, program)| !is_installed(program))
+        .map(|(package, _)| *package)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
     if !is_installed("apt-get") {
-        bail!("the tests need these Debian packages: {}", missing.join(", "));
+        bail!(
+            "the tests need these Debian packages: {}",
+            missing.join(", ")
+        );
     }
     run(Command::new("apt-get").args(["update", "-qq"]))?;
     let mut install = Command::new("apt-get");
-    install.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
-    run(install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(missing))
+    install
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("RUNLEVEL", "1");
+    run(install
+        .args(["install", "-y", "-qq", "--no-install-recommends"])
+        .args(missing))
 }
 
 fn require_root() -> Result<()> {
@@ -129,9 +153,21 @@ fn fast(filters: &[&str]) -> Result<()> {
 
 fn check() -> Result<()> {
     run(&mut cargo(&["fmt", "--all", "--check"]))?;
-    let lints = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    let lints = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
     run(&mut cargo(&lints))?;
-    let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    let mut doc = cargo(&[
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+    ]);
     run(doc.env("RUSTDOCFLAGS", "-D warnings"))
 }
 

@@ -1,0 +1,12 @@
+//! Multi-host tests: the real binary on the real kernel, hosts as namespaces of this machine.
+//!
+//! They need root and the packages that `cargo xtask test` installs. Tests that use several hosts run one after the
+//! other: they share two cores, and a starved cluster says nothing about a healthy one.
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod docker;
+mod failover;
+mod harness;
+mod membership;
+mod services;
+mod volumes;
