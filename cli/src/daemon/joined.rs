@@ -3,9 +3,11 @@
 use super::chain;
 use super::handler::{ControlHandler, ManagerSlot};
 use super::record::NodeRecord;
+use super::task_logs::LogsHandler;
 use arc_swap::ArcSwapOption;
-use shoal_agent::{Agent, AgentHandle, AgentOptions, EngineRuntime, LogsHandler};
-use shoal_engine::EngineHandle;
+use shoal_agent::engine::{EngineRuntime, TASK_ID_LABEL};
+use shoal_agent::{Agent, AgentClock, AgentHandle, AgentOptions, FileDisk};
+use shoal_engine::{EngineHandle, ListFilter, RemoveOptions};
 use shoal_manager::manager::{ManagerError, RandomIds, SystemClock, forget};
 use shoal_manager::raft::{Placement, RaftRuntime, RealDisk, Timing};
 use shoal_manager::{Manager, ManagerHandle, ManagerOptions, Start};
@@ -16,6 +18,7 @@ use shoal_transport::endpoint::BindError;
 use shoal_transport::files::IdentityFiles;
 use shoal_transport::renewal::{self, RenewalContext, RenewalHandle};
 use shoal_transport::{Endpoint, EndpointOptions, Identity, IdentityHandle, NodeKey};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +28,8 @@ use tokio_util::task::TaskTracker;
 
 /// Longest time for one manager to answer a request for a certificate.
 const RENEW_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a planned restart of the daemon may take before its tasks are replaced.
+const PLANNED_RESTART_HOLD: Duration = Duration::from_secs(60);
 /// Wait before a manager that did not start is tried again.
 const MANAGER_RETRY: Duration = Duration::from_secs(1);
 
@@ -45,7 +50,7 @@ pub(crate) enum JoinedError {
     #[error("failed to start the manager")]
     Manager(#[from] ManagerError),
     #[error("failed to start the agent")]
-    Agent(#[source] shoal_agent::AgentError),
+    Agent(#[source] shoal_agent::agent::StartError),
 }
 
 /// One thread for the bulk port.
@@ -175,7 +180,6 @@ impl Ports {
 /// What a node is started with.
 pub(crate) struct JoinedOptions {
     pub(crate) data_root: PathBuf,
-    pub(crate) run_root: PathBuf,
     pub(crate) record: NodeRecord,
     pub(crate) description: NodeDescription,
     pub(crate) files: IdentityFiles,
@@ -190,6 +194,7 @@ pub(crate) struct Joined {
     pub(crate) agent: AgentHandle,
     pub(crate) advertise: SocketAddr,
     data_root: PathBuf,
+    engine: EngineHandle,
     cancel: CancellationToken,
     tasks: TaskTracker,
 }
@@ -216,10 +221,15 @@ impl Joined {
         }
         let agent = Agent::start(AgentOptions {
             connector: Arc::new(ports.calls.clone()),
-            managers: options.record.managers.clone(),
-            data_dir: options.data_root.join("agent"),
+            seeds: options
+                .record
+                .managers
+                .iter()
+                .map(|peer| peer.addr)
+                .collect(),
+            disk: Arc::new(FileDisk::new(&options.data_root.join("agent"))),
             runtime: Arc::new(EngineRuntime::new(options.engine.clone())),
-            clock: Arc::new(shoal_agent::SystemClock),
+            clock: Arc::new(NodeClock),
             seed: rand::random(),
             description: options.description.clone(),
         })
@@ -232,6 +242,7 @@ impl Joined {
             agent,
             advertise,
             data_root: options.data_root.clone(),
+            engine: options.engine.clone(),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
@@ -265,7 +276,12 @@ impl Joined {
             self.data_root.clone(),
             self.advertise,
         )));
-        spawn(Box::pin(remember_managers(self.agent.clone(), options)));
+    }
+
+    /// Ends the node for good: its tasks' containers go with it.
+    pub(crate) async fn leave(&self) {
+        self.stop(false).await;
+        remove_tasks(&self.engine, &self.data_root).await;
     }
 
     /// Ends manager and agent; containers run on. A planned restart is announced with a hold.
@@ -273,11 +289,65 @@ impl Joined {
         self.cancel.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        self.agent.shutdown(announce_hold).await;
+        if announce_hold && !self.agent.announce_hold(PLANNED_RESTART_HOLD).await {
+            tracing::debug!("no manager was told of the restart");
+        }
+        self.agent.shutdown().await;
         if let Some(manager) = self.manager.swap(None) {
             manager.shutdown().await;
         }
         self.ports.close().await;
+    }
+}
+
+/// The clocks of this machine.
+struct NodeClock;
+
+impl AgentClock for NodeClock {
+    fn now(&self) -> shoal_model::Timestamp {
+        use shoal_manager::consensus::WallClock;
+        SystemClock.now()
+    }
+
+    fn boottime_ns(&self) -> u64 {
+        use nix::time::{ClockId, clock_gettime};
+        let time = clock_gettime(ClockId::CLOCK_BOOTTIME);
+        // CLOCK_BOOTTIME exists on every kernel that has namespaces; a lease that ends at zero is safe in any case.
+        time.map_or(0, |time| {
+            let nanoseconds = time.tv_sec() * 1_000_000_000 + time.tv_nsec();
+            u64::try_from(nanoseconds).unwrap_or(0)
+        })
+    }
+}
+
+/// Removes the containers of every task, and the agent's memory of them: the node has left.
+async fn remove_tasks(engine: &EngineHandle, data_root: &Path) {
+    let filter = ListFilter {
+        all: true,
+        filters: BTreeMap::from([("label".to_owned(), vec![TASK_ID_LABEL.to_owned()])]),
+        ..ListFilter::default()
+    };
+    let containers = match engine.list(filter).await {
+        Ok(containers) => containers,
+        Err(err) => {
+            tracing::error!(err = %chain(&err), "failed to list the containers of tasks");
+            Vec::new()
+        }
+    };
+    for container in containers {
+        let options = RemoveOptions {
+            force: true,
+            volumes: true,
+        };
+        if let Err(err) = engine.remove(&container.id.to_string(), options).await {
+            tracing::error!(container_id = %container.id, err = %chain(&err), "failed to remove the container of a task");
+        }
+    }
+    match std::fs::remove_dir_all(data_root.join("agent")) {
+        Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+            tracing::error!(err = %err, "failed to forget the assignments");
+        }
+        _ => {}
     }
 }
 
@@ -347,7 +417,7 @@ async fn renew_certificate(
         random: || rand::random::<f64>(),
     };
     renewal::run(context, |old: Identity| {
-        let (ports, managers) = (ports.clone(), agent.managers().borrow().clone());
+        let (ports, managers) = (ports.clone(), agent.managers());
         async move {
             let mut failure = RenewError::NoManager;
             for peer in managers {
@@ -399,7 +469,7 @@ async fn follow_own_role(
         let running = slot.load().is_some();
         match (role, running, identity) {
             (Some(NodeRole::Manager), false, Some(identity)) => {
-                let managers = others(&agent.managers().borrow(), identity.node_id());
+                let managers = others(&agent.managers(), identity.node_id());
                 let start = Start::Join(managers);
                 let node_id = identity.node_id();
                 match start_manager(&data_root, node_id, advertise, &ports, start).await {
@@ -437,22 +507,4 @@ fn others(managers: &[ManagerPeer], own: NodeId) -> Vec<ManagerPeer> {
         .filter(|peer| peer.node_id != own)
         .cloned()
         .collect()
-}
-
-/// Keeps the record's managers up to date for the next start.
-async fn remember_managers(agent: AgentHandle, options: JoinedOptions) {
-    let mut managers = agent.managers();
-    let mut record = options.record;
-    loop {
-        let current = managers.borrow_and_update().clone();
-        if !current.is_empty() && current != record.managers {
-            record.managers = current;
-            if let Err(err) = record.save(&options.data_root) {
-                tracing::warn!(err = %chain(&err), "failed to remember the managers");
-            }
-        }
-        if managers.changed().await.is_err() {
-            return;
-        }
-    }
 }

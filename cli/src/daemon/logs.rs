@@ -1,4 +1,4 @@
-//! Logs of tasks: of this node from its engine, of another over its bulk port.
+//! Calls to the manager in this process, and reading the frames of any call.
 
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};

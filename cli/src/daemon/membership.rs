@@ -3,7 +3,7 @@
 use super::address::{self, AddressError};
 use super::joined::{Joined, JoinedError, JoinedOptions, Ports};
 use super::record::{NodeRecord, RecordError};
-use super::{chain, logs};
+use super::{chain, logs, task_logs};
 use crate::args::daemon::DaemonArgs;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -38,7 +38,6 @@ const LEAVE_DEADLINE: Duration = Duration::from_secs(5);
 /// What the daemon's command line says about membership.
 pub(crate) struct MembershipOptions {
     data_root: PathBuf,
-    run_root: PathBuf,
     listen: SocketAddr,
     advertise: Option<IpAddr>,
     hostname: String,
@@ -56,7 +55,6 @@ impl MembershipOptions {
         };
         Ok(Self {
             data_root: args.data_root.clone(),
-            run_root: args.run_root.clone(),
             listen: args.listen,
             advertise: args.advertise_addr,
             hostname,
@@ -203,7 +201,6 @@ impl Membership {
     ) -> Result<(), MembershipError> {
         let options = JoinedOptions {
             data_root: self.options.data_root.clone(),
-            run_root: self.options.run_root.clone(),
             description: self.description(&record).await,
             files: self.files.clone(),
             engine: self.engine.clone(),
@@ -443,7 +440,7 @@ impl ClusterOps for Membership {
                 .map(|i| i.role())
                 .unwrap_or_default();
             local.control_available = joined.manager.load().is_some();
-            local.managers = joined.agent.managers().borrow().clone();
+            local.managers = joined.agent.managers();
         }
         local
     }
@@ -486,8 +483,7 @@ impl ClusterOps for Membership {
         }
         tell_managers(&joined).await;
         *self.joined.write().await = None;
-        joined.agent.remove_all().await;
-        joined.stop(false).await;
+        joined.leave().await;
         Ok(self.wipe()?)
     }
 
@@ -512,7 +508,7 @@ impl ClusterOps for Membership {
     ) -> Result<BoxStream<'static, Result<LogLine, RpcError>>, RpcError> {
         let joined = self.current().await?;
         if node_id == joined.node_id {
-            return shoal_agent::task_logs(&self.engine, request).await;
+            return task_logs::read(&self.engine, request).await;
         }
         let unreachable = |err: &dyn std::error::Error| {
             let text = format!("node `{node_id}` does not answer: {}", chain(err));
@@ -557,7 +553,7 @@ impl ClusterOps for Membership {
 
 /// Says good-bye, so that nobody waits for this node. A cluster that can't be reached learns of it in its own time.
 async fn tell_managers(joined: &Joined) {
-    let managers = joined.agent.managers().borrow().clone();
+    let managers = joined.agent.managers();
     for peer in managers {
         let left: Result<(), CallError> = call(
             &joined.ports.calls,

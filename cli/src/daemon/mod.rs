@@ -9,6 +9,7 @@ mod joined;
 mod logs;
 mod membership;
 mod record;
+mod task_logs;
 
 use crate::args::daemon::DaemonArgs;
 use crate::spec::parse;

@@ -42,7 +42,11 @@ pub(crate) fn labels(image: &Image) -> std::collections::BTreeMap<String, String
 
 /// Writes `GET /images/{name}/json`.
 pub(crate) fn inspect(image: &Image) -> Value {
-    let layers: Vec<String> = image.layers.iter().map(|layer| layer.diff_id.to_string()).collect();
+    let layers: Vec<String> = image
+        .layers
+        .iter()
+        .map(|layer| layer.diff_id.to_string())
+        .collect();
     json!({
         "Id": image.id.to_string(),
         "RepoTags": image.repo_tags,
@@ -141,7 +145,11 @@ pub(crate) fn history(image: &Image) -> Value {
         .flatten()
         .map(|entry| {
             let is_empty = entry.empty_layer().unwrap_or(false);
-            let size = if is_empty { 0 } else { layers.next().map_or(0, |l| l.unpacked_bytes) };
+            let size = if is_empty {
+                0
+            } else {
+                layers.next().map_or(0, |l| l.unpacked_bytes)
+            };
             let created = entry
                 .created()
                 .as_deref()
@@ -210,9 +218,19 @@ pub(crate) fn progress(event: &Progress) -> Value {
 /// The bar that Docker's daemon draws for clients without a terminal.
 fn bar(current: u64, total: u64) -> String {
     const WIDTH: u64 = 50;
-    let done = current.saturating_mul(WIDTH).checked_div(total).unwrap_or(0).min(WIDTH) as usize;
+    let done = current
+        .saturating_mul(WIDTH)
+        .checked_div(total)
+        .unwrap_or(0)
+        .min(WIDTH) as usize;
     let rest = WIDTH as usize - done;
-    format!("[{}>{}] {} / {}", "=".repeat(done), " ".repeat(rest), bytes(current), bytes(total))
+    format!(
+        "[{}>{}] {} / {}",
+        "=".repeat(done),
+        " ".repeat(rest),
+        bytes(current),
+        bytes(total)
+    )
 }
 
 fn bytes(count: u64) -> String {

@@ -18,9 +18,9 @@ use shoal_engine::image::{
     Image, PROGRESS_EVENTS_MAX, Progress, ProgressSink, Reference, RegistryAuth,
 };
 use shoal_engine::{EngineError, ListFilter};
+use shoal_model::spec::Platform;
 use std::collections::BTreeMap;
 use std::future::Future;
-use shoal_model::spec::Platform;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::io::StreamReader;
@@ -53,7 +53,9 @@ async fn no_distribution() -> ApiError {
 }
 
 async fn no_build() -> ApiError {
-    ApiError::not_implemented("building images is not supported yet: build elsewhere, then load or pull")
+    ApiError::not_implemented(
+        "building images is not supported yet: build elsewhere, then load or pull",
+    )
 }
 
 async fn no_commit() -> ApiError {
@@ -81,10 +83,12 @@ async fn by_name(
         }
         (Method::GET, Some((_, "get"))) => Err(no_save().await),
         (Method::POST, Some((name, "tag"))) => tag(&api, name, &params).await,
-        (Method::POST, Some((_, "push"))) => {
-            Err(ApiError::not_implemented("pushing images is not supported yet"))
-        }
-        (method, _) => Err(ApiError::not_found(format!("page not found: {method} /images/{rest}"))),
+        (Method::POST, Some((_, "push"))) => Err(ApiError::not_implemented(
+            "pushing images is not supported yet",
+        )),
+        (method, _) => Err(ApiError::not_found(format!(
+            "page not found: {method} /images/{rest}"
+        ))),
     }
 }
 
@@ -95,15 +99,26 @@ async fn list(State(api): State<Api>, params: Params) -> ApiResult {
     let before = limit(&api, &filters, "before")?;
     let since = limit(&api, &filters, "since")?;
     let mut used: BTreeMap<String, usize> = BTreeMap::new();
-    let everything = ListFilter { all: true, ..ListFilter::default() };
+    let everything = ListFilter {
+        all: true,
+        ..ListFilter::default()
+    };
     for container in api.engine.list(everything).await? {
         *used.entry(container.image_id).or_default() += 1;
     }
     let mut rows: Vec<&Image> = images
         .iter()
         .filter(|image| matches(image, &filters))
-        .filter(|image| before.as_ref().is_none_or(|limit| image_out::is_newer(limit, image.created)))
-        .filter(|image| since.as_ref().is_none_or(|limit| image_out::is_newer(image, limit.created)))
+        .filter(|image| {
+            before
+                .as_ref()
+                .is_none_or(|limit| image_out::is_newer(limit, image.created))
+        })
+        .filter(|image| {
+            since
+                .as_ref()
+                .is_none_or(|limit| image_out::is_newer(image, limit.created))
+        })
         .collect();
     rows.sort_by_key(|image| std::cmp::Reverse(image.created));
     let rows: Vec<Value> = rows
@@ -126,16 +141,22 @@ fn limit(api: &Api, filters: &Filters, key: &str) -> ApiResult<Option<Image>> {
 
 fn matches(image: &Image, filters: &Filters) -> bool {
     let is_on = |value: &str| matches!(value, "1" | "true" | "True");
-    passes(filters, "dangling", |value| is_on(value) == image.repo_tags.is_empty())
-        && labels_match(&image_out::labels(image), filters.get("label"))
+    passes(filters, "dangling", |value| {
+        is_on(value) == image.repo_tags.is_empty()
+    }) && labels_match(&image_out::labels(image), filters.get("label"))
         && passes(filters, "reference", |pattern| {
-            image.repo_tags.iter().any(|tag| reference_matches(pattern, tag))
+            image
+                .repo_tags
+                .iter()
+                .any(|tag| reference_matches(pattern, tag))
         })
 }
 
 /// Docker's patterns: with or without the tag, `*` and `?` for anything but a slash.
 fn reference_matches(pattern: &str, tag: &str) -> bool {
-    let repository = tag.rsplit_once(':').map_or(tag, |(repository, _)| repository);
+    let repository = tag
+        .rsplit_once(':')
+        .map_or(tag, |(repository, _)| repository);
     glob(pattern.as_bytes(), tag.as_bytes()) || glob(pattern.as_bytes(), repository.as_bytes())
 }
 
@@ -143,7 +164,10 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.split_first(), text.split_first()) {
         (None, None) => true,
         (Some((b'*', rest)), _) => {
-            let ends = text.iter().position(|byte| *byte == b'/').unwrap_or(text.len());
+            let ends = text
+                .iter()
+                .position(|byte| *byte == b'/')
+                .unwrap_or(text.len());
             (0..=ends).any(|skip| glob(rest, &text[skip..]))
         }
         (Some((b'?', rest)), Some((byte, tail))) => *byte != b'/' && glob(rest, tail),
@@ -164,7 +188,9 @@ async fn create(
         (None, Some(_)) => Err(ApiError::not_implemented(
             "importing from an address is not supported: send the archive itself (`-`)",
         )),
-        _ => Err(ApiError::bad_request("either `fromImage` or `fromSrc` is needed")),
+        _ => Err(ApiError::bad_request(
+            "either `fromImage` or `fromSrc` is needed",
+        )),
     }
 }
 
@@ -197,7 +223,10 @@ fn platform(text: Option<&str>) -> ApiResult<Platform> {
             os: (*os).to_owned(),
             architecture: (*architecture).to_owned(),
         }),
-        _ => Err(ApiError::field("platform", format!("`{text}`: expected os/architecture"))),
+        _ => Err(ApiError::field(
+            "platform",
+            format!("`{text}`: expected os/architecture"),
+        )),
     }
 }
 
@@ -228,7 +257,9 @@ fn with_result(
 
 async fn load(State(api): State<Api>, params: Params, request: Request) -> ApiResult {
     if params.get("platform").is_some() {
-        return Err(ApiError::not_implemented("`platform` is not supported for a load"));
+        return Err(ApiError::not_implemented(
+            "`platform` is not supported for a load",
+        ));
     }
     let quiet = params.flag("quiet");
     let tar = body_reader(request);
@@ -265,12 +296,18 @@ async fn import(api: &Api, params: &Params, request: Request) -> ApiResult {
             Some(tag) => format!("{repo}:{tag}"),
         }),
     };
-    let changes: Vec<String> = params.all("changes").into_iter().map(str::to_owned).collect();
+    let changes: Vec<String> = params
+        .all("changes")
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
     let message = params.text("message");
     let tar = body_reader(request);
     let engine = api.engine.clone();
     let work = async move {
-        let image = engine.image_import(tar, reference.as_deref(), &changes, &message).await?;
+        let image = engine
+            .image_import(tar, reference.as_deref(), &changes, &message)
+            .await?;
         Ok(vec![json!({ "status": image.id.to_string() })])
     };
     Ok(json_lines(api, with_result(stream::empty().boxed(), work)))
@@ -278,7 +315,10 @@ async fn import(api: &Api, params: &Params, request: Request) -> ApiResult {
 
 /// Reads the credentials of a pull.
 fn registry_auth(headers: &HeaderMap) -> ApiResult<Option<RegistryAuth>> {
-    let Some(header) = headers.get("x-registry-auth").filter(|header| !header.is_empty()) else {
+    let Some(header) = headers
+        .get("x-registry-auth")
+        .filter(|header| !header.is_empty())
+    else {
         return Ok(None);
     };
     let refuse = |what: &str| ApiError::bad_request(format!("invalid X-Registry-Auth: {what}"));
@@ -296,7 +336,9 @@ fn registry_auth(headers: &HeaderMap) -> ApiResult<Option<RegistryAuth>> {
         return Ok(Some(RegistryAuth::Bearer(field("registrytoken"))));
     }
     if !field("identitytoken").is_empty() {
-        return Err(refuse("identity tokens are not supported: log in with a password"));
+        return Err(refuse(
+            "identity tokens are not supported: log in with a password",
+        ));
     }
     let (username, password) = (field("username"), field("password"));
     if username.is_empty() && password.is_empty() {
@@ -325,10 +367,15 @@ async fn remove(api: &Api, name: &str, params: &Params) -> ApiResult {
 /// Removes what nobody uses: images without a name, or, with `dangling=false`, all.
 async fn prune(State(api): State<Api>, params: Params) -> ApiResult {
     let filters = params.filters(&["dangling", "label"])?;
-    let all = filters
-        .get("dangling")
-        .is_some_and(|values| values.iter().any(|value| matches!(value.as_str(), "0" | "false")));
-    let everything = ListFilter { all: true, ..ListFilter::default() };
+    let all = filters.get("dangling").is_some_and(|values| {
+        values
+            .iter()
+            .any(|value| matches!(value.as_str(), "0" | "false"))
+    });
+    let everything = ListFilter {
+        all: true,
+        ..ListFilter::default()
+    };
     let used: Vec<String> = api
         .engine
         .list(everything)
@@ -362,14 +409,20 @@ async fn prune(State(api): State<Api>, params: Params) -> ApiResult {
 
 async fn disk_usage(State(api): State<Api>) -> ApiResult {
     let images = api.engine.image_list();
-    let everything = ListFilter { all: true, ..ListFilter::default() };
+    let everything = ListFilter {
+        all: true,
+        ..ListFilter::default()
+    };
     let containers = api.engine.list(everything).await?;
     let volumes = api.engine.volume_list(Filters::new()).await?;
     let layers: u64 = images.iter().map(|image| image.size).sum();
     let now = crate::time::now();
     let rows = |image: &Image| {
         let id = image.id.to_string();
-        let users = containers.iter().filter(|container| container.image_id == id).count();
+        let users = containers
+            .iter()
+            .filter(|container| container.image_id == id)
+            .count();
         image_out::summary(image, users)
     };
     Ok(Json(json!({
