@@ -88,7 +88,8 @@ fn run_init(args: &HostInitArgs, mut ready: impl Write) -> ! {
     };
     let told = ready.write_all(said.as_bytes());
     drop(ready);
-    if prepared.is_err() || told.is_err() {
+    // Whoever started the host waits for the end of its output.
+    if prepared.is_err() || told.is_err() || silence().is_err() {
         std::process::exit(1);
     }
     // When process 1 ends, the kernel kills all others of its namespace.
@@ -96,6 +97,14 @@ fn run_init(args: &HostInitArgs, mut ready: impl Write) -> ! {
         Ok(()) => std::process::exit(0),
         Err(_) => std::process::exit(1),
     }
+}
+
+/// Lets go of the standard output and error that came from outside of the host.
+fn silence() -> io::Result<()> {
+    let null = File::options().write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    Ok(())
 }
 
 /// Mounts what a host of its own has: /proc for its processes, /sys for its links with the cgroups put back, /run.
