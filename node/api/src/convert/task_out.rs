@@ -10,13 +10,13 @@ use shoal_model::{Task, TaskStatus};
 pub(crate) fn task(task: &Task) -> Value {
     let mut out = json!({
         "ID": task.id.to_string(),
+        "Name": task.name(),
         "Labels": {},
         "Spec": service_out::task_spec(&task.spec),
         "ServiceID": task.service_id.to_string(),
         "Status": status(&task.status),
         "DesiredState": task.desired.as_str(),
         "Shoal": {
-            "Name": task.name(),
             "Ready": task.status.ready,
             "Restarts": task.status.restarts,
             "Exits": exits(&task.status),
