@@ -75,7 +75,7 @@ pub(crate) fn resolv_conf(config: &ContainerConfig, host: &str, own_network: boo
         servers = FALLBACK_RESOLVERS.map(str::to_owned).to_vec();
     }
     let search: Vec<String> = match config.host.dns_search.as_slice() {
-        [] => field("search").last().into_iter().collect(),
+        [] => field("search").next_back().into_iter().collect(),
         [dot] if dot == "." => Vec::new(),
         own => own.to_vec(),
     };

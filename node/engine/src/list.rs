@@ -25,7 +25,7 @@ pub(crate) fn select(
     {
         return Err(EngineError::invalid("filter", format!("'{key}'")));
     }
-    all.sort_by(|a, b| (b.created, b.id).cmp(&(a.created, a.id)));
+    all.sort_by_key(|info| std::cmp::Reverse((info.created, info.id)));
     let bounds = Bounds::find(&all, filter)?;
     let ancestors = ancestors(filter, images);
     let every = filter.all

@@ -257,7 +257,7 @@ impl EngineHandle {
                     .iter()
                     .any(|value| volume.name.contains(value.as_str())),
                 "label" => labels_match(&volume.labels, values),
-                "driver" => values.iter().any(|value| *value == volume.driver),
+                "driver" => values.contains(&volume.driver),
                 _ => values.iter().any(|value| {
                     matches!(value.as_str(), "true" | "1") == volume.used_by.is_empty()
                 }),

@@ -292,7 +292,7 @@ impl Handler<FindExec> for Supervisor {
             .get(&message.0)
             .and_then(|id| self.entries.get(&id.to_string()))
             .cloned()
-            .ok_or_else(|| EngineError::NoSuch {
+            .ok_or(EngineError::NoSuch {
                 object: "exec instance",
                 name: message.0,
             })

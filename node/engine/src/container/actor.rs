@@ -236,23 +236,19 @@ impl ContainerActor {
         };
         let shim = run.shim.clone();
         let waiting = self.env.runtime.spawn(async move { shim.wait().await });
-        ctx.spawn(
-            async move { waiting.await }
-                .into_actor(self)
-                .map(|exit, actor, ctx| {
-                    let ended = match exit {
-                        Ok(Ok(exit)) => Ended {
-                            code: exit.code,
-                            oom_killed: exit.oom_killed,
-                            fenced: exit.fenced,
-                            at: exit.at,
-                        },
-                        Ok(Err(err)) => actor.lost(&err),
-                        Err(_) => return,
-                    };
-                    actor.end_run(ended, ctx);
-                }),
-        );
+        ctx.spawn(waiting.into_actor(self).map(|exit, actor, ctx| {
+            let ended = match exit {
+                Ok(Ok(exit)) => Ended {
+                    code: exit.code,
+                    oom_killed: exit.oom_killed,
+                    fenced: exit.fenced,
+                    at: exit.at,
+                },
+                Ok(Err(err)) => actor.lost(&err),
+                Err(_) => return,
+            };
+            actor.end_run(ended, ctx);
+        }));
         if self.health.is_some() {
             self.start_prober(ctx);
         }
@@ -294,6 +290,10 @@ impl ContainerActor {
     }
 
     /// The process has ended: give back what it held, then decide what comes next.
+    #[expect(
+        clippy::async_yields_async,
+        reason = "the rest of the teardown is joined by the next start"
+    )]
     fn end_run(&mut self, ended: Ended, ctx: &mut Context<Self>) {
         let Some(run) = self.run.take() else {
             return;
@@ -339,23 +339,19 @@ impl ContainerActor {
             }
             cleanup
         });
-        ctx.wait(
-            async move { work.await }
-                .into_actor(self)
-                .map(move |cleanup, actor, ctx| {
-                    actor.cleanup = cleanup.ok();
-                    actor.exits += 1;
-                    if again {
-                        let pause = actor.backoff.after(ran);
-                        actor.restart_timer =
-                            Some(ctx.run_later(pause, |actor, ctx| actor.restart_by_policy(ctx)));
-                    }
-                    actor.publish();
-                    if auto_remove {
-                        actor.remove_self(ctx);
-                    }
-                }),
-        );
+        ctx.wait(work.into_actor(self).map(move |cleanup, actor, ctx| {
+            actor.cleanup = cleanup.ok();
+            actor.exits += 1;
+            if again {
+                let pause = actor.backoff.after(ran);
+                actor.restart_timer =
+                    Some(ctx.run_later(pause, |actor, ctx| actor.restart_by_policy(ctx)));
+            }
+            actor.publish();
+            if auto_remove {
+                actor.remove_self(ctx);
+            }
+        }));
     }
 
     fn end_events(&self, ended: &Ended) -> Vec<Event> {

@@ -200,21 +200,25 @@ fn check(env: &Env, config: &ContainerConfig) -> Result<()> {
             ));
         }
     }
+    check_conflicts(config)
+}
+
+/// Settings that exclude each other.
+fn check_conflicts(config: &ContainerConfig) -> Result<()> {
+    let host = &config.host;
     if host.uts_mode == NamespaceMode::Host && !config.hostname.is_empty() {
         return Err(EngineError::invalid(
             "hostname",
             "conflicting options: hostname and the UTS mode",
         ));
     }
-    let is_bridge = host.network_mode == NetworkMode::Bridge;
     if matches!(host.network_mode, NetworkMode::Container(_)) && !host.port_bindings.is_empty() {
         return Err(EngineError::invalid(
             "port bindings",
             "conflicting options: port publishing and the container type network mode",
         ));
     }
-    if !is_bridge
-        && host.sysctls.keys().any(|key| key.starts_with("net."))
+    if host.sysctls.keys().any(|key| key.starts_with("net."))
         && host.network_mode == NetworkMode::Host
     {
         return Err(EngineError::invalid(
