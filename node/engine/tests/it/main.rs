@@ -3,6 +3,8 @@
 //! The engines of the tests share this machine: each has its own data root, run root, cgroup parent, instance tag and
 //! bridge subnet, and removes what it has made.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+
 mod bench;
 mod containers;
 mod restart;

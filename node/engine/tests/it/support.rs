@@ -222,7 +222,8 @@ pub(crate) fn options(dir: &Path, subnet: u8) -> EngineOptions {
     let exe = std::env::current_exe().unwrap();
     let mut options = EngineOptions::new(dir.join("data"), dir.join("run"), exe);
     options.instance = dir.to_string_lossy().into_owned();
-    options.cgroup_parent = format!("/shoal-test-{}-{subnet}", std::process::id());
+    let site = dir.file_name().unwrap().to_string_lossy();
+    options.cgroup_parent = format!("/shoal-test-{}", site.trim_start_matches('.'));
     options.bridge_address = Some(format!("10.213.{subnet}.1/24"));
     options
 }
