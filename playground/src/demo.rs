@@ -275,8 +275,8 @@ async fn create_service(cluster: &Cluster) -> Result<((), String), PlaygroundErr
 async fn kill_worker(cluster: &mut Cluster) -> Result<((), String), PlaygroundError> {
     let before = running(cluster, "manager1").await?;
     let lost = before.iter().filter(|row| row.node == "worker1").count();
-    cluster.host_mut("worker1")?.kill().await?;
     let killed = Instant::now();
+    cluster.host("worker1")?.strike()?;
     let after = wait_for_running(cluster, "manager1", REPLICAS, &["worker1"]).await?;
     let kept = before
         .iter()
@@ -287,6 +287,7 @@ async fn kill_worker(cluster: &mut Cluster) -> Result<((), String), PlaygroundEr
         return Err(PlaygroundError::State(text));
     }
     let seconds = killed.elapsed().as_secs_f32();
+    cluster.host_mut("worker1")?.kill().await?;
     Ok((
         (),
         format!("{lost} tasks lost and running elsewhere after {seconds:.2} s, no other touched"),
@@ -319,8 +320,8 @@ async fn kill_leader(cluster: &mut Cluster) -> Result<(String, String), Playgrou
     let mut last = Instant::now();
     while acknowledged.len() < WRITES_BEFORE + WRITES_AFTER {
         if acknowledged.len() == WRITES_BEFORE {
-            cluster.host_mut(&leading)?.kill().await?;
             last = Instant::now();
+            cluster.host(&leading)?.strike()?;
         }
         let name = format!("write{}", acknowledged.len());
         write_one(cluster, survivor, &name).await?;
@@ -343,6 +344,7 @@ async fn kill_leader(cluster: &mut Cluster) -> Result<(String, String), Playgrou
         )));
     }
     wait_for_running(cluster, survivor, REPLICAS, &["worker1", &leading]).await?;
+    cluster.host_mut(&leading)?.kill().await?;
     let remove = ["svc", "rm"]
         .into_iter()
         .chain(acknowledged.iter().map(String::as_str));

@@ -130,18 +130,30 @@ impl Host {
         Ok(())
     }
 
-    /// SIGKILL to its init: the kernel kills everything in the host at once.
+    /// SIGKILL to its init, and waits until everything in the host is gone.
     ///
     /// # Errors
-    /// When it does not go within five seconds.
+    /// When it does not go within ten seconds.
     pub async fn kill(&mut self) -> Result<(), PlaygroundError> {
-        self.tether = None;
-        self.daemon_pid = None;
+        self.strike()?;
         let Some(pid) = self.init_pid.take() else {
             return Ok(());
         };
-        self.signal(pid, Signal::SIGKILL)?;
+        self.tether = None;
+        self.daemon_pid = None;
         self.gone(pid).await
+    }
+
+    /// SIGKILL to its init without waiting: this is the moment at which the host is lost. The kernel takes its time to
+    /// clear the namespaces away.
+    ///
+    /// # Errors
+    /// When the signal can't be sent.
+    pub fn strike(&self) -> Result<(), PlaygroundError> {
+        match self.init_pid {
+            Some(pid) => self.signal(pid, Signal::SIGKILL),
+            None => Ok(()),
+        }
     }
 
     /// SIGKILL to its daemon only; containers, and the rest of the host, live on.
