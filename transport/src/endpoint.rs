@@ -39,6 +39,17 @@ const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// Bytes sent before the first acknowledgement of a connection: a burst that default socket buffers hold.
 const INITIAL_CONGESTION_WINDOW_BYTES: u64 = 64 << 10;
 
+/// Largest packets that are tried, for networks with jumbo frames and for the loopback interface: 9000 bytes less the
+/// heads of IPv6 and UDP.
+const PACKET_BYTES_MAX: u16 = 8_952;
+
+/// A peer acknowledges every so many packets at once, and fewer ones within [`ACK_DELAY_MAX`]. Answers carry
+/// acknowledgements along, so that most packets that hold nothing else are saved.
+const PACKETS_PER_ACK: u32 = 10;
+
+/// Longest wait for an answer that carries an acknowledgement; what TCP does as well.
+const ACK_DELAY_MAX: Duration = Duration::from_millis(20);
+
 /// How long [`Endpoint::shutdown`] waits for peers to learn of it.
 const SHUTDOWN_LIMIT: Duration = Duration::from_millis(500);
 
@@ -177,7 +188,7 @@ impl Endpoint {
         let bind = |err| BindError::Bind { addr, err };
         let socket = UdpSocket::bind(addr).map_err(bind)?;
         let quic = quinn::Endpoint::new(
-            endpoint_config(&secret),
+            endpoint_config(&secret)?,
             server,
             socket,
             Arc::new(TokioRuntime),
@@ -454,11 +465,16 @@ impl ConnectionIdGenerator for RandomIds {
     }
 }
 
-fn endpoint_config(secret: &[u8; 32]) -> EndpointConfig {
+fn endpoint_config(secret: &[u8; 32]) -> Result<EndpointConfig, BindError> {
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, secret);
     let mut config = EndpointConfig::new(Arc::new(reset_key));
     config.cid_generator(|| Box::new(RandomIds));
     config
+        .max_udp_payload_size(PACKET_BYTES_MAX)
+        .map_err(|_| BindError::Option {
+            option: "packet size",
+        })?;
+    Ok(config)
 }
 
 fn server_config(
@@ -478,8 +494,15 @@ fn transport_config(options: &EndpointOptions) -> Result<TransportConfig, BindEr
     })?;
     let mut congestion = quinn::congestion::CubicConfig::default();
     congestion.initial_window(INITIAL_CONGESTION_WINDOW_BYTES);
+    let mut discovery = quinn::MtuDiscoveryConfig::default();
+    discovery.upper_bound(PACKET_BYTES_MAX);
+    let mut acks = quinn::AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(PACKETS_PER_ACK))
+        .max_ack_delay(Some(ACK_DELAY_MAX));
     let mut config = TransportConfig::default();
     config
+        .mtu_discovery_config(Some(discovery))
+        .ack_frequency_config(Some(acks))
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(options.keep_alive))
         .initial_rtt(INITIAL_RTT)

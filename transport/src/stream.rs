@@ -21,7 +21,10 @@ pub const OPEN_FRAME_BYTES_MAX: usize = 64 << 10;
 const BUFFER_KEPT_BYTES_MAX: usize = 1 << 20;
 
 const LENGTH_BYTES: usize = 4;
-const READ_BYTES: usize = 16 << 10;
+/// Room for a read at first. A stream that waits holds no more than that.
+const READ_BYTES_MIN: usize = 1 << 10;
+/// Room for a read while a longer frame arrives.
+const READ_BYTES_MAX: usize = 64 << 10;
 
 /// The half of a byte stream that is read.
 pub type ReadHalf = Box<dyn AsyncRead + Send + Sync + Unpin>;
@@ -350,7 +353,9 @@ impl RpcReceiver {
                 return Ok(Some(frame));
             }
             // Room grows with what has arrived, never with what a length field promises.
-            self.buffer.reserve(READ_BYTES);
+            let arrived = self.buffer.len();
+            self.buffer
+                .reserve(arrived.clamp(READ_BYTES_MIN, READ_BYTES_MAX));
             let read = self
                 .read
                 .read_buf(&mut self.buffer)

@@ -28,6 +28,13 @@ impl Drop for Etcd {
     }
 }
 
+impl Etcd {
+    /// Resident memory of each member, in KiB.
+    pub(crate) fn memory_kib(&self) -> Vec<u64> {
+        crate::managers::memory_kib(self.0.iter())
+    }
+}
+
 /// Starts the members with their data in `directory`.
 pub(crate) fn start(directory: &Path) -> anyhow::Result<Etcd> {
     let peers: Vec<String> = (0..3)
@@ -97,6 +104,19 @@ impl Client {
         put_bytes(&mut message, 2, value.as_bytes());
         let connection = &self.0[client as usize % self.0.len()];
         call(connection.clone(), "/etcdserverpb.KV/Put", &message)
+            .await
+            .map(drop)
+    }
+}
+
+impl Client {
+    /// Reads a value linearizably, as that client.
+    pub(crate) async fn get(&self, client: u32) -> anyhow::Result<()> {
+        let key = client % KEYS;
+        let mut message = BytesMut::new();
+        put_bytes(&mut message, 1, format!("key-{key}").as_bytes());
+        let connection = &self.0[client as usize % self.0.len()];
+        call(connection.clone(), "/etcdserverpb.KV/Range", &message)
             .await
             .map(drop)
     }

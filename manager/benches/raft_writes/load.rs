@@ -1,4 +1,4 @@
-//! The load: clients that write one value after the other, and what they measured.
+//! The load: clients that write or read one value after the other, and what they measured.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    /// Writes per second.
+    /// Operations per second.
     pub(crate) fn rate(&self) -> f64 {
         self.writes as f64 / self.elapsed.as_secs_f64()
     }
@@ -32,7 +32,7 @@ impl std::fmt::Display for Measured {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{:>5} clients  {:>8.0} writes/s  p50 {:>8.2} ms  p99 {:>8.2} ms",
+            "{:>5} clients  {:>8.0} /s  p50 {:>8.2} ms  p99 {:>8.2} ms",
             self.clients,
             self.rate(),
             self.p50.as_secs_f64() * 1e3,
@@ -78,7 +78,7 @@ where
         latencies.extend(task.await??);
     }
     latencies.sort_unstable();
-    anyhow::ensure!(!latencies.is_empty(), "no write was finished");
+    anyhow::ensure!(!latencies.is_empty(), "nothing was finished");
     let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize];
     Ok(Measured {
         clients,

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! cargo bench -p shoal-manager --bench raft_writes -- writes [SECONDS]      ours and etcd at 1, 64 and 1,000 clients
+//! cargo bench -p shoal-manager --bench raft_writes -- reads [SECONDS]       the same with linearizable reads
 //! cargo bench -p shoal-manager --bench raft_writes -- failover [TIMES]      leader killed to next acknowledged write
+//! cargo bench -p shoal-manager --bench raft_writes -- cut [TIMES]           leader cut off, under `unshare --net`
 //! cargo bench -p shoal-manager --bench raft_writes -- busy [SECONDS]        leader changes under 8 spinning threads
 //! ```
 //! Data goes to `SHOAL_BENCH_DIR`, or to a temporary directory.
@@ -39,9 +41,11 @@ async fn main() -> anyhow::Result<()> {
     let directory = tempfile::tempdir_in(parent)?;
     match mode.as_str() {
         "writes" => writes(directory.path(), Duration::from_secs(number.unwrap_or(5))).await,
-        "failover" => failover(directory.path(), number.unwrap_or(50)).await,
+        "reads" => reads(directory.path(), Duration::from_secs(number.unwrap_or(5))).await,
+        "failover" => failover(directory.path(), number.unwrap_or(50), Fault::Kill).await,
+        "cut" => failover(directory.path(), number.unwrap_or(50), Fault::Cut).await,
         "busy" => busy(directory.path(), Duration::from_secs(number.unwrap_or(600))).await,
-        other => bail!("`{other}` is not one of writes, failover, busy"),
+        other => bail!("`{other}` is not one of writes, reads, failover, cut, busy"),
     }
 }
 
@@ -50,6 +54,10 @@ async fn writes(directory: &Path, time: Duration) -> anyhow::Result<()> {
     {
         let mut managers = Managers::start(directory).await?;
         managers.client.find_leader().await?;
+        println!(
+            "shoal  memory before load, KiB: {:?}",
+            managers.memory_kib()
+        );
         for clients in CLIENTS {
             let sessions = managers.client.sessions(clients).await?;
             let write = move |client, value| {
@@ -62,7 +70,7 @@ async fn writes(directory: &Path, time: Duration) -> anyhow::Result<()> {
         }
         println!("shoal  memory after load, KiB: {:?}", managers.memory_kib());
     }
-    let _etcd = etcd::start(directory)?;
+    let etcd = etcd::start(directory)?;
     for (clients, ours) in CLIENTS.into_iter().zip(ours) {
         let client = etcd::Client::connect(clients).await?;
         let write = move |number, value| {
@@ -75,19 +83,65 @@ async fn writes(directory: &Path, time: Duration) -> anyhow::Result<()> {
             ours / measured.rate()
         );
     }
+    println!("etcd   memory after load, KiB: {:?}", etcd.memory_kib());
     Ok(())
 }
 
-async fn failover(directory: &Path, times: u64) -> anyhow::Result<()> {
+async fn reads(directory: &Path, time: Duration) -> anyhow::Result<()> {
+    let mut ours = Vec::new();
+    {
+        let mut managers = Managers::start(directory).await?;
+        managers.client.find_leader().await?;
+        for clients in CLIENTS {
+            let sessions = managers.client.sessions(clients).await?;
+            let read = move |client, _| {
+                let sessions = sessions.clone();
+                async move { sessions.read(client).await }
+            };
+            let measured = load::run(clients, time, read).await?;
+            println!("shoal reads  {measured}");
+            ours.push(measured.rate());
+        }
+    }
+    let _etcd = etcd::start(directory)?;
+    for (clients, ours) in CLIENTS.into_iter().zip(ours) {
+        let client = etcd::Client::connect(clients).await?;
+        for key in 0..load::KEYS {
+            client.put(key, "x".repeat(load::VALUE_BYTES)).await?;
+        }
+        let read = move |number, _| {
+            let client = client.clone();
+            async move { client.get(number).await }
+        };
+        let measured = load::run(clients, time, read).await?;
+        println!(
+            "etcd  reads  {measured}  shoal is {:.1} x",
+            ours / measured.rate()
+        );
+    }
+    Ok(())
+}
+
+/// What happens to the leader.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Kill,
+    Cut,
+}
+
+async fn failover(directory: &Path, times: u64, fault: Fault) -> anyhow::Result<()> {
     let mut managers = Managers::start(directory).await?;
     let mut took = Vec::new();
     for _ in 0..times {
-        took.push(managers.kill_leader().await?);
+        took.push(match fault {
+            Fault::Kill => managers.kill_leader().await?,
+            Fault::Cut => managers.cut_leader().await?,
+        });
     }
     took.sort_unstable();
     let median = took[took.len() / 2];
     println!(
-        "leader killed to next acknowledged write, {times} times: best {:?}, median {median:?}, worst {:?}",
+        "{fault:?} of the leader to next acknowledged write, {times} times: best {:?}, median {median:?}, worst {:?}",
         took[0],
         took[took.len() - 1]
     );

@@ -44,6 +44,10 @@ enum Request {
     Write(u32, String),
     /// The term, if you lead.
     Term,
+    /// Read linearizably.
+    Read(u32),
+    /// How many members answer you.
+    Reachable,
 }
 
 struct Clock;
@@ -81,6 +85,7 @@ pub(crate) async fn serve(id: u64, directory: PathBuf) -> anyhow::Result<()> {
         )
     };
     let endpoint = runtime.handle().spawn(bind).await??;
+    let store = Store::new();
     let key = RaftKey::load_or_create(&RealDisk, &directory.join("raft.key"))?;
     let raft = RaftHandle::start(RaftOptions {
         data_dir: directory.join("raft"),
@@ -92,13 +97,13 @@ pub(crate) async fn serve(id: u64, directory: PathBuf) -> anyhow::Result<()> {
         snapshot_interval_entries: 10_000,
         connector: Arc::new(endpoint.clone()),
         disk: Arc::new(RealDisk),
-        store: Store::new(),
+        store: store.clone(),
         clock: Arc::new(Clock),
         seed: id,
         placement: Placement::Threads(runtime.clone()),
     })
     .await?;
-    let handler = Arc::new(Handler(raft));
+    let handler = Arc::new(Handler { raft, store });
     let serving = runtime
         .handle()
         .spawn(async move { endpoint.serve(handler).await });
@@ -106,13 +111,16 @@ pub(crate) async fn serve(id: u64, directory: PathBuf) -> anyhow::Result<()> {
     Ok(())
 }
 
-struct Handler(RaftHandle);
+struct Handler {
+    raft: RaftHandle,
+    store: Store,
+}
 
 #[async_trait]
 impl RpcHandler for Handler {
     async fn handle(&self, peer: Peer, method: Method, mut stream: RpcStream) {
         if method != Method::Control {
-            return self.0.handle_rpc(peer, method, stream).await;
+            return self.raft.handle_rpc(peer, method, stream).await;
         }
         let answered = async {
             // A client keeps its stream and sends one request after the other.
@@ -131,7 +139,7 @@ impl RpcHandler for Handler {
 
 impl Handler {
     async fn answer(&self, request: Request) -> Result<u64, RpcError> {
-        let raft = &self.0;
+        let raft = &self.raft;
         let done = match request {
             Request::Found => raft.bootstrap(Vec::new()).await.map(|()| 0),
             Request::Add(id) => raft
@@ -147,14 +155,25 @@ impl Handler {
                 .await
                 .map(|version| version.0),
             Request::Term => return self.term(),
+            Request::Read(key) => raft.read_barrier().await.map(|()| self.read(key)),
+            Request::Reachable => {
+                Ok(raft.members().iter().filter(|one| one.reachable).count() as u64)
+            }
         };
         done.map_err(|err| RpcError::new(ErrorCode::Unavailable, err.to_string()))
     }
 }
 
 impl Handler {
+    /// The bytes of the value of that key.
+    fn read(&self, key: u32) -> u64 {
+        let view = self.store.view();
+        view.node(key_id(key))
+            .map_or(0, |node| node.status.message.len() as u64)
+    }
+
     fn term(&self) -> Result<u64, RpcError> {
-        match &*self.0.leadership().borrow() {
+        match &*self.raft.leadership().borrow() {
             Leadership::Leader { term } => Ok(*term),
             other => Err(RpcError::new(ErrorCode::NotLeader, format!("{other:?}"))),
         }
@@ -266,35 +285,57 @@ impl Managers {
             .context("the leader is not running")?;
         let killed = Instant::now();
         child.kill()?;
-        let value = "x".repeat(crate::load::VALUE_BYTES);
-        'writing: loop {
-            ensure!(killed.elapsed() < DEADLINE, "nobody took over");
-            for id in (1..=3).filter(|id| *id != leader) {
-                let request = Request::Write(0, value.clone());
-                let limit = Duration::from_millis(500);
-                if self.client.ask(id, &request, limit).await.is_ok() {
-                    break 'writing;
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let took = killed.elapsed();
+        let took = self.client.written_elsewhere(leader, killed).await?;
         child.wait()?;
         self.spawn(leader)?;
-        // Until it is back and has caught up, the next kill would meet a cluster of two.
-        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        self.client.all_reachable().await?;
         Ok(took)
     }
 
-    /// Peak memory of each manager, in KiB.
-    pub(crate) fn memory_kib(&self) -> Vec<u64> {
-        let read = |child: &Child| {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
-            let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-            line.split_whitespace().nth(1)?.parse().ok()
-        };
-        self.children.iter().flatten().filter_map(read).collect()
+    /// Drops every packet to and from the leader, and tells how long it took until another one acknowledged a write.
+    /// Needs a network namespace of its own.
+    pub(crate) async fn cut_leader(&mut self) -> anyhow::Result<Duration> {
+        let (leader, _) = self.client.find_leader().await?;
+        let port = addr(leader).port();
+        nft(&format!(
+            "table inet cut {{ chain input {{ type filter hook input priority 0; udp dport {port} drop; udp sport {port} drop; }}; }}"
+        ))?;
+        let cut = Instant::now();
+        let took = self.client.written_elsewhere(leader, cut).await;
+        nft("delete table inet cut")?;
+        self.client.all_reachable().await?;
+        took
     }
+
+    /// Resident memory of each manager, in KiB.
+    pub(crate) fn memory_kib(&self) -> Vec<u64> {
+        memory_kib(self.children.iter().flatten())
+    }
+}
+
+/// Resident memory of processes, in KiB.
+pub(crate) fn memory_kib<'a>(children: impl Iterator<Item = &'a Child>) -> Vec<u64> {
+    let read = |child: &Child| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    };
+    children.filter_map(read).collect()
+}
+
+fn nft(script: &str) -> anyhow::Result<()> {
+    let interfaces = std::fs::read_to_string("/proc/self/net/dev")?;
+    let only_loopback = interfaces
+        .lines()
+        .skip(2)
+        .all(|line| line.trim_start().starts_with("lo:"));
+    ensure!(
+        only_loopback,
+        "cutting the leader off needs a network namespace of its own: run this under `unshare --net`"
+    );
+    let status = Command::new("nft").arg(script).status()?;
+    ensure!(status.success(), "nft refused `{script}`");
+    Ok(())
 }
 
 fn issue(
@@ -338,6 +379,36 @@ impl Client {
             limit,
         )
         .await?)
+    }
+
+    /// Writes until somebody else than `leader` acknowledges it, and tells how long after `since` that was.
+    async fn written_elsewhere(&self, leader: u64, since: Instant) -> anyhow::Result<Duration> {
+        let value = "x".repeat(crate::load::VALUE_BYTES);
+        while since.elapsed() < DEADLINE {
+            for id in (1..=3).filter(|id| *id != leader) {
+                let request = Request::Write(0, value.clone());
+                let limit = Duration::from_millis(500);
+                if self.ask(id, &request, limit).await.is_ok() {
+                    return Ok(since.elapsed());
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        bail!("nobody took over")
+    }
+
+    /// Waits until a leader hears of all three: a cluster of two would meet the next fault otherwise.
+    async fn all_reachable(&mut self) -> anyhow::Result<()> {
+        let started = Instant::now();
+        while started.elapsed() < DEADLINE {
+            let (leader, _) = self.find_leader().await?;
+            let limit = Duration::from_secs(1);
+            if matches!(self.ask(leader, &Request::Reachable, limit).await, Ok(3)) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        bail!("a manager did not come back")
     }
 
     async fn insist(&self, id: u64, request: &Request) -> anyhow::Result<u64> {
@@ -388,8 +459,18 @@ pub(crate) struct Sessions(Arc<Vec<Mutex<RpcStream>>>);
 impl Sessions {
     /// Writes a value, as that client.
     pub(crate) async fn write(&self, client: u32, value: String) -> anyhow::Result<()> {
+        self.ask(client, &Request::Write(client % KEYS, value))
+            .await
+    }
+
+    /// Reads a value, as that client.
+    pub(crate) async fn read(&self, client: u32) -> anyhow::Result<()> {
+        self.ask(client, &Request::Read(client % KEYS)).await
+    }
+
+    async fn ask(&self, client: u32, request: &Request) -> anyhow::Result<()> {
         let mut stream = self.0[client as usize].lock().await;
-        stream.send(&Request::Write(client % KEYS, value)).await?;
+        stream.send(request).await?;
         let answer: Result<u64, RpcError> = stream.recv().await?.context("no answer")?;
         Ok(answer.map(drop)?)
     }

@@ -6,6 +6,7 @@ use super::leadership::{self, Watcher};
 use super::log_store::LogStore;
 use super::network::{AddressBook, Network};
 use super::options::{COMMAND_BYTES_MAX, RaftOptions, Timing};
+use super::reads::ReadRounds;
 use super::runtime::Executor;
 use super::server::Server;
 use super::state_machine::{Applier, Files};
@@ -68,6 +69,7 @@ pub(crate) struct Inner {
     leadership: watch::Receiver<Leadership>,
     snapshot_interval: Arc<AtomicU64>,
     cancel: CancellationToken,
+    reads: ReadRounds,
     writer_ended: Mutex<Option<oneshot::Receiver<()>>>,
     /// One change of members at a time.
     pub(crate) changing_members: Mutex<()>,
@@ -142,6 +144,7 @@ impl RaftHandle {
             leadership,
             snapshot_interval,
             cancel,
+            reads: ReadRounds::default(),
             writer_ended: Mutex::new(Some(ended)),
             changing_members: Mutex::new(()),
         };
@@ -462,7 +465,12 @@ impl RaftHandle {
         acked.is_some_and(|acked| acked.elapsed() < self.inner.timing.election_max * 2)
     }
 
+    /// Asks a majority whether this member still leads; all who come while one round is under way share the next.
     pub(crate) async fn barrier(&self) -> Result<(), ProposeError> {
+        self.inner.reads.share(|| self.read_round()).await
+    }
+
+    async fn read_round(&self) -> Result<(), ProposeError> {
         if self.inner.stop.get().is_some() {
             return Err(self.shut_down());
         }

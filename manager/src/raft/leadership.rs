@@ -3,7 +3,7 @@
 use super::Raft;
 use super::log_store::LogStore;
 use super::network::AddressBook;
-use super::options::{LOG_BYTES_BEFORE_SNAPSHOT, Timing};
+use super::options::{LOG_BYTES_BEFORE_SNAPSHOT, SNAPSHOT_SPACING, Timing};
 use super::stop::StopCause;
 use super::types::TypeConfig;
 use crate::consensus::Leadership;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// How often the slow conditions (lease, log size) are looked at.
@@ -46,6 +46,13 @@ pub(crate) fn is_alone(metrics: &RaftMetrics<TypeConfig>) -> bool {
         .all(|id| id == metrics.id)
 }
 
+/// The last snapshot that was asked for.
+struct Asked {
+    /// Last entry in it.
+    index: u64,
+    at: Instant,
+}
+
 /// The task that publishes [`Leadership`].
 pub(crate) struct Watcher {
     pub(crate) raft: Raft,
@@ -63,7 +70,7 @@ impl Watcher {
     /// Runs until Raft has stopped.
     pub(crate) async fn run(self) {
         let mut metrics = self.raft.metrics();
-        let mut snapshot_asked_at = None;
+        let mut snapshot_asked = None;
         loop {
             let now = metrics.borrow_and_update().clone();
             self.book.update(
@@ -80,7 +87,7 @@ impl Watcher {
             let leadership = self.judge(&now);
             let settling = now.state == ServerState::Leader && !leadership.is_leader();
             self.publish(leadership);
-            self.snapshot_if_due(&now, &mut snapshot_asked_at).await;
+            self.snapshot_if_due(&now, &mut snapshot_asked).await;
             let changed = async {
                 if settling {
                     // Every applied entry counts while a new leader waits for its own first one.
@@ -155,22 +162,26 @@ impl Watcher {
         follower(None)
     }
 
-    async fn snapshot_if_due(&self, metrics: &RaftMetrics<TypeConfig>, asked_at: &mut Option<u64>) {
+    async fn snapshot_if_due(&self, metrics: &RaftMetrics<TypeConfig>, asked: &mut Option<Asked>) {
         let Some(applied) = metrics.last_applied.map(|id| id.index) else {
             return;
         };
         let covered = metrics
             .snapshot
             .map(|id| id.index)
-            .max(*asked_at)
+            .max(asked.as_ref().map(|asked| asked.index))
             .unwrap_or(0);
         let entries = applied.saturating_sub(covered);
-        let due = entries >= self.snapshot_interval.load(Ordering::Relaxed)
-            || (entries > 0
-                && self.log.command_bytes() >= LOG_BYTES_BEFORE_SNAPSHOT
-                && entries > 1_000);
+        let rested = asked
+            .as_ref()
+            .is_none_or(|asked| asked.at.elapsed() >= SNAPSHOT_SPACING);
+        let due = (rested && entries >= self.snapshot_interval.load(Ordering::Relaxed))
+            || (entries > 1_000 && self.log.command_bytes() >= LOG_BYTES_BEFORE_SNAPSHOT);
         if due {
-            *asked_at = Some(applied);
+            *asked = Some(Asked {
+                index: applied,
+                at: Instant::now(),
+            });
             if let Err(err) = self.raft.trigger().snapshot().await {
                 tracing::debug!(%err, "no snapshot: Raft has stopped");
             }

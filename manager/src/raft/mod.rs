@@ -15,6 +15,7 @@ mod log_store;
 mod members;
 mod network;
 mod options;
+mod reads;
 mod runtime;
 mod segment;
 mod server;

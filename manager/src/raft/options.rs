@@ -16,8 +16,12 @@ use std::time::Duration;
 /// Most bytes of one encoded command: 4 MiB.
 pub const COMMAND_BYTES_MAX: usize = 4 << 20;
 
-/// Commands in memory and in the log, in bytes, that call for a snapshot before its interval is over: 32 MiB.
-pub(crate) const LOG_BYTES_BEFORE_SNAPSHOT: usize = 32 << 20;
+/// Commands in memory and in the log, in bytes, that call for a snapshot before its time: 16 MiB.
+pub(crate) const LOG_BYTES_BEFORE_SNAPSHOT: usize = 16 << 20;
+
+/// Shortest time between two snapshots, unless [`LOG_BYTES_BEFORE_SNAPSHOT`] is passed: under a load of writes they
+/// would cost more than the writes.
+pub(crate) const SNAPSHOT_SPACING: Duration = Duration::from_secs(5);
 
 /// Raft's times. A leader that is not heard of for `election_max` plus a random time between `election_min` and
 /// `election_max` is replaced; a leader that hears of no majority for `election_max` takes no more writes.
@@ -96,7 +100,7 @@ pub struct RaftOptions {
     pub key: RaftKey,
     /// Raft's times.
     pub timing: Timing,
-    /// Entries between two snapshots.
+    /// Entries between two snapshots; more when they come fast.
     pub snapshot_interval_entries: u64,
     /// Seam: streams to other managers.
     pub connector: Arc<dyn Connector>,

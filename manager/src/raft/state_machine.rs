@@ -16,10 +16,13 @@ use futures_util::{Stream, StreamExt as _};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use shoal_model::codec;
-use shoal_model::command::{Command, FEATURE_LEVEL, Outcome};
+use shoal_model::command::{Command, FEATURE_LEVEL};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// Entries that are applied before their changes are shown and their proposers answered.
+const ENTRIES_PER_BATCH_MAX: usize = 256;
 
 type RaftSnapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotFile>;
 
@@ -96,6 +99,18 @@ fn decode_state(pages: &[Bytes]) -> Result<State, ImportError> {
     importer.finish()
 }
 
+/// The command of an entry; the error says to the user why this binary can't read it.
+fn decode_command(index: u64, proposal: &Proposal) -> Result<Command, String> {
+    if proposal.level > FEATURE_LEVEL {
+        return Err(format!(
+            "entry {index} needs store feature level {}, and this binary reads up to {FEATURE_LEVEL}: upgrade this node",
+            proposal.level
+        ));
+    }
+    codec::decode(&proposal.command)
+        .map_err(|err| format!("entry {index} can't be decoded: {}", chain(&err)))
+}
+
 /// The adapter.
 pub(crate) struct Applier {
     store: Store,
@@ -132,16 +147,36 @@ impl Applier {
         Ok(applier)
     }
 
-    fn apply_command(&self, index: u64, proposal: &Proposal) -> io::Result<Outcome> {
-        if proposal.level > FEATURE_LEVEL {
-            return Err(self.fail(format!(
-                "entry {index} needs store feature level {}, and this binary reads up to {FEATURE_LEVEL}: upgrade this node",
-                proposal.level
-            )));
+    /// Applies entries in a row, up to the first that can't be, and answers to their proposers.
+    fn apply_batch(&mut self, entries: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
+        let mut answers = Vec::with_capacity(entries.len());
+        let mut failure = None;
+        let mut batch = self.store.batch();
+        for (entry, responder) in entries {
+            let response = match &entry.payload {
+                Payload::Blank => Response(None),
+                Payload::Normal(proposal) => match decode_command(entry.log_id.index, proposal) {
+                    Ok(command) => Response(Some(batch.apply(entry.log_id.index, &command))),
+                    Err(reason) => {
+                        failure = Some(reason);
+                        break;
+                    }
+                },
+                Payload::Membership(membership) => {
+                    self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                    Response(None)
+                }
+            };
+            self.applied = Some(entry.log_id);
+            if let Some(responder) = responder {
+                answers.push((responder, response));
+            }
         }
-        let command: Command = codec::decode(&proposal.command)
-            .map_err(|err| self.fail(format!("entry {index} can't be decoded: {}", chain(&err))))?;
-        Ok(self.store.apply(index, &command))
+        batch.publish();
+        for (responder, response) in answers {
+            responder.send(response);
+        }
+        failure.map_or(Ok(()), |reason| Err(self.fail(reason)))
     }
 
     fn fail(&self, reason: String) -> io::Error {
@@ -159,26 +194,13 @@ impl RaftStateMachine<TypeConfig> for Applier {
         Ok((self.applied, self.membership.clone()))
     }
 
-    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    async fn apply<Strm>(&mut self, entries: Strm) -> io::Result<()>
     where
         Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
-        while let Some(item) = entries.next().await {
-            let (entry, responder) = item?;
-            let response = match &entry.payload {
-                Payload::Blank => Response(None),
-                Payload::Normal(proposal) => {
-                    Response(Some(self.apply_command(entry.log_id.index, proposal)?))
-                }
-                Payload::Membership(membership) => {
-                    self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
-                    Response(None)
-                }
-            };
-            self.applied = Some(entry.log_id);
-            if let Some(responder) = responder {
-                responder.send(response);
-            }
+        let mut batches = entries.ready_chunks(ENTRIES_PER_BATCH_MAX);
+        while let Some(batch) = batches.next().await {
+            self.apply_batch(batch.into_iter().collect::<io::Result<_>>()?)?;
         }
         Ok(())
     }

@@ -19,8 +19,9 @@ impl State {
     /// Applies one entry. On a rejection only [`State::version`] moves.
     pub fn apply(&mut self, index: u64, command: &Command) -> (Outcome, Vec<Change>) {
         let version = Version(index);
+        let feature_level = self.feature_level;
         let mut transaction = Transaction {
-            state: self.clone(),
+            state: self,
             version,
             time: command.time,
             before: BTreeMap::new(),
@@ -29,41 +30,52 @@ impl State {
             .actions
             .iter()
             .try_for_each(|action| transaction.perform(action));
-        match result {
-            Ok(()) => {
-                let changes = transaction.changes();
-                *self = transaction.state;
-                self.version = version;
-                (Outcome::Applied { version }, changes)
-            }
+        let (outcome, changes) = match result {
+            Ok(()) => (Outcome::Applied { version }, transaction.into_changes()),
             Err(rejection) => {
-                self.version = version;
+                transaction.undo();
+                self.feature_level = feature_level;
                 (Outcome::Rejected(rejection), Vec::new())
             }
-        }
+        };
+        self.version = version;
+        (outcome, changes)
     }
 }
 
-/// An entry that is being applied, on a copy of the state.
-pub(super) struct Transaction {
-    pub(super) state: State,
+/// An entry that is being applied. It changes the state in place, so that entries which are applied in a row copy no
+/// more than they touch together.
+pub(super) struct Transaction<'a> {
+    pub(super) state: &'a mut State,
     version: Version,
     pub(super) time: Timestamp,
     /// Every object that was touched, as it was before the entry.
     before: BTreeMap<ObjectKey, Option<Entity>>,
 }
 
-impl Transaction {
-    fn changes(&self) -> Vec<Change> {
+impl Transaction<'_> {
+    fn into_changes(self) -> Vec<Change> {
+        let state = self.state;
         self.before
-            .iter()
+            .into_iter()
             .map(|(key, before)| Change {
-                key: *key,
-                before: before.clone(),
-                after: self.state.get(*key),
+                key,
+                before,
+                after: state.get(key),
             })
             .filter(|change| change.before.is_some() || change.after.is_some())
             .collect()
+    }
+
+    /// Puts back every object that was touched. All of them are taken out first: a name that went from one to another
+    /// must not be freed by the one that has it now after the one that had it has it again.
+    fn undo(self) {
+        for key in self.before.keys() {
+            self.state.delete(*key);
+        }
+        for before in self.before.into_values().flatten() {
+            self.state.put(before);
+        }
     }
 
     fn perform(&mut self, action: &StoreAction) -> Result<(), Rejection> {

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 /// Message of a task that has got its node.
 const ASSIGNED_MESSAGE: &str = "scheduler assigned task to node";
 
-impl Transaction {
+impl Transaction<'_> {
     pub(super) fn assign(
         &mut self,
         task_id: TaskId,

@@ -5,7 +5,7 @@ use super::state::State;
 use arc_swap::ArcSwap;
 use shoal_model::Version;
 use shoal_model::command::{Command, Outcome};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::broadcast;
 
 /// Most batches that a watcher may be behind before it must resync.
@@ -75,17 +75,22 @@ impl Store {
 
     /// Applies one entry. Only Raft calls this, and the in-memory consensus of tests.
     pub fn apply(&self, index: u64, command: &Command) -> Outcome {
-        let _writer = self.lock();
-        let mut state = State::clone(&self.shared.newest.load());
-        let (outcome, changes) = state.apply(index, command);
-        self.shared.newest.store(Arc::new(state));
-        if !changes.is_empty() {
-            self.publish(WatchItem::Changes(Arc::new(ChangeBatch {
-                version: Version(index),
-                changes,
-            })));
-        }
+        let mut batch = self.batch();
+        let outcome = batch.apply(index, command);
+        batch.publish();
         outcome
+    }
+
+    /// Begins to apply entries in a row. Readers see none of them before [`Batch::publish`], and then all: an answer to
+    /// who proposed one must wait until then.
+    pub fn batch(&self) -> Batch<'_> {
+        let writer = self.lock();
+        Batch {
+            store: self,
+            state: State::clone(&self.shared.newest.load()),
+            changed: Vec::new(),
+            _writer: writer,
+        }
     }
 
     /// Replaces everything with the content of a snapshot; watchers resync.
@@ -100,12 +105,42 @@ impl Store {
         drop(self.shared.watchers.send(item));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, ()> {
+    fn lock(&self) -> MutexGuard<'_, ()> {
         // The guarded value is empty: a panic elsewhere can't have left it half changed.
         self.shared
             .writer
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Entries that are being applied; dropped without [`Batch::publish`] they never were.
+pub struct Batch<'a> {
+    store: &'a Store,
+    state: State,
+    changed: Vec<ChangeBatch>,
+    _writer: MutexGuard<'a, ()>,
+}
+
+impl Batch<'_> {
+    /// Applies the next entry.
+    pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
+        let (outcome, changes) = self.state.apply(index, command);
+        if !changes.is_empty() {
+            self.changed.push(ChangeBatch {
+                version: Version(index),
+                changes,
+            });
+        }
+        outcome
+    }
+
+    /// Shows the new state to readers, and the changes to watchers.
+    pub fn publish(self) {
+        self.store.shared.newest.store(Arc::new(self.state));
+        for batch in self.changed {
+            self.store.publish(WatchItem::Changes(Arc::new(batch)));
+        }
     }
 }
 

@@ -68,6 +68,59 @@ pub(super) struct Indexes {
 }
 
 impl Indexes {
+    /// Takes note of a changed node.
+    pub(super) fn move_node(&mut self, before: Option<&Node>, node: &Node) {
+        if let Some(before) = before {
+            if before.spec.name == node.spec.name {
+                return;
+            }
+            self.remove_node(before);
+        }
+        self.add_node(node);
+    }
+
+    /// Takes note of a changed service.
+    pub(super) fn move_service(&mut self, before: Option<&Service>, service: &Service) {
+        if let Some(before) = before {
+            let place = |service: &Service| service.pending_delete;
+            if place(before) == place(service) && before.spec.name == service.spec.name {
+                return;
+            }
+            self.remove_service(before);
+        }
+        self.add_service(service);
+    }
+
+    /// Takes note of a changed task.
+    pub(super) fn move_task(&mut self, before: Option<&Task>, task: &Task) {
+        if let Some(before) = before {
+            let place = |task: &Task| {
+                (
+                    (task.service_id, task.slot, task.node_id),
+                    (is_unassigned(task), is_removable(task), holds_node(task)),
+                    task.spec.resources.reservations,
+                )
+            };
+            if place(before) == place(task) && host_ports(before).eq(host_ports(task)) {
+                return;
+            }
+            self.remove_task(before);
+        }
+        self.add_task(task);
+    }
+
+    /// Takes note of a changed volume.
+    pub(super) fn move_volume(&mut self, before: Option<&Volume>, volume: &Volume) {
+        if let Some(before) = before {
+            let same_name = (before.node_id, &before.name) == (volume.node_id, &volume.name);
+            if same_name && before.bound_slots == volume.bound_slots {
+                return;
+            }
+            self.remove_volume(before);
+        }
+        self.add_volume(volume);
+    }
+
     pub(super) fn add_node(&mut self, node: &Node) {
         if !node.spec.name.is_empty() {
             self.nodes_by_name.insert(node.spec.name.clone(), node.id);

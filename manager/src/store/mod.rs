@@ -19,7 +19,7 @@ mod tasks;
 mod tests;
 
 pub use change::{Change, ChangeKind, Entity};
-pub use handle::{ChangeBatch, Store, WatchItem, Watcher};
+pub use handle::{Batch, ChangeBatch, Store, WatchItem, Watcher};
 pub use indexes::NodeUsage;
 pub use invariants::{Violation, check_invariants};
 pub use state::State;

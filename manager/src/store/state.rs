@@ -203,34 +203,22 @@ impl State {
             Entity::Cluster(cluster) => self.cluster.replace(cluster).map(Entity::Cluster),
             Entity::Node(node) => {
                 let before = self.nodes.insert(node.id, Arc::clone(&node));
-                if let Some(before) = &before {
-                    self.indexes.remove_node(before);
-                }
-                self.indexes.add_node(&node);
+                self.indexes.move_node(before.as_deref(), &node);
                 before.map(Entity::Node)
             }
             Entity::Service(service) => {
                 let before = self.services.insert(service.id, Arc::clone(&service));
-                if let Some(before) = &before {
-                    self.indexes.remove_service(before);
-                }
-                self.indexes.add_service(&service);
+                self.indexes.move_service(before.as_deref(), &service);
                 before.map(Entity::Service)
             }
             Entity::Task(task) => {
                 let before = self.tasks.insert(task.id, Arc::clone(&task));
-                if let Some(before) = &before {
-                    self.indexes.remove_task(before);
-                }
-                self.indexes.add_task(&task);
+                self.indexes.move_task(before.as_deref(), &task);
                 before.map(Entity::Task)
             }
             Entity::Volume(volume) => {
                 let before = self.volumes.insert(volume.id, Arc::clone(&volume));
-                if let Some(before) = &before {
-                    self.indexes.remove_volume(before);
-                }
-                self.indexes.add_volume(&volume);
+                self.indexes.move_volume(before.as_deref(), &volume);
                 before.map(Entity::Volume)
             }
         }

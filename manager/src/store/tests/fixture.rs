@@ -93,7 +93,7 @@ pub(super) fn bytes(state: &State) -> Vec<u8> {
     snapshot::export(state).flat_map(Result::unwrap).collect()
 }
 
-fn bytes_but_version(state: &State) -> Vec<u8> {
+pub(super) fn bytes_but_version(state: &State) -> Vec<u8> {
     snapshot::export(state)
         .skip(1)
         .flat_map(Result::unwrap)
