@@ -5,13 +5,11 @@ use crate::server::Api;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{Stream, StreamExt};
 use http::header::CONTENT_TYPE;
 use serde_json::Value;
 use shoal_engine::StdStream;
 use std::convert::Infallible;
-use std::future::Future;
-use std::task::Poll;
 
 /// Media type of the output of a terminal.
 pub(crate) const RAW_STREAM: &str = "application/vnd.docker.raw-stream";
@@ -79,33 +77,6 @@ pub(crate) fn error_object(err: &ApiError) -> Value {
         "errorDetail": { "message": err.message(), "code": err.status().as_u16() },
         "error": err.message(),
     })
-}
-
-/// Polls `work` once, so that what it waits for is asked before the headers go out, then answers at once and sends the
-/// value when it is there. A failure at the first poll becomes the answer's status.
-pub(crate) async fn later<T, E>(
-    api: &Api,
-    work: impl Future<Output = Result<T, E>> + Send + 'static,
-    write: impl FnOnce(ApiResult<T>) -> Value + Send + 'static,
-) -> ApiResult
-where
-    T: Send + 'static,
-    E: Into<ApiError> + Send + 'static,
-{
-    let mut work = Box::pin(work);
-    let first = match futures_util::poll!(work.as_mut()) {
-        Poll::Ready(Err(err)) => return Err(err.into()),
-        Poll::Ready(Ok(value)) => Some(value),
-        Poll::Pending => None,
-    };
-    let body = stream::once(async move {
-        let value = match first {
-            Some(value) => Ok(value),
-            None => work.await.map_err(Into::into),
-        };
-        json_line(&write(value))
-    });
-    Ok(streaming(api, "application/json", body))
 }
 
 #[cfg(test)]

@@ -4,10 +4,12 @@ use crate::convert::{container_in, container_out};
 use crate::error::{ApiError, ApiResult};
 use crate::request::{Filters, JsonBody, Params};
 use crate::server::Api;
+use crate::stream::json_lines;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use futures_util::{FutureExt, stream};
 use http::StatusCode;
 use serde_json::{Value, json};
 use shoal_engine::{ListFilter, RemoveOptions, TerminalSize, WaitCondition};
@@ -192,18 +194,16 @@ async fn wait(State(api): State<Api>, Path(id): Path<String>, params: Params) ->
             )));
         }
     };
-    // A name could pass to another container meanwhile; the id can't.
-    let id = api.engine.resolve(&id).await?.to_string();
-    let engine = api.engine.clone();
-    let work = async move { engine.wait(&id, condition).await };
-    crate::stream::later(&api, work, |result| match result {
-        Ok(result) if result.error.is_empty() => json!({ "StatusCode": result.exit_code }),
-        Ok(result) => {
-            json!({ "StatusCode": result.exit_code, "Error": { "Message": result.error } })
+    // Registered before the headers go out: a client starts the container once it has seen them.
+    let end = api.engine.wait_begin(&id, condition).await?;
+    let line = end.map(|result| {
+        let mut out = json!({ "StatusCode": result.exit_code });
+        if !result.error.is_empty() {
+            out["Error"] = json!({ "Message": result.error });
         }
-        Err(err) => json!({ "StatusCode": -1, "Error": { "Message": err.message() } }),
-    })
-    .await
+        Ok(out)
+    });
+    Ok(json_lines(&api, stream::once(line)))
 }
 
 async fn remove(State(api): State<Api>, Path(id): Path<String>, params: Params) -> ApiResult {

@@ -1,12 +1,20 @@
 //! What docker's own clients do with a cluster.
 
 use crate::cluster::FakeCluster;
-use crate::harness::{Server, clients};
+use crate::harness::{Server, Test, block_on, clients};
 use shoal_model::spec::{Healthcheck, OnPartition};
 use shoal_model::{Availability, ServiceMode};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn needs_root_docker_clients_drive_a_cluster() {
+pub(crate) const TESTS: &[Test] = &[
+    ("docker_cli::docker_clients_drive_a_cluster", || {
+        block_on(docker_clients_drive_a_cluster())
+    }),
+    ("docker_cli::docker_clients_read_the_daemon", || {
+        block_on(docker_clients_read_the_daemon())
+    }),
+];
+
+async fn docker_clients_drive_a_cluster() {
     for client in clients() {
         let server = Server::start(FakeCluster::default()).await;
         let not_manager = server.docker_refused(client, &["service", "ls"]).await;
@@ -157,8 +165,7 @@ async fn services(server: &Server, client: &str) {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn needs_root_docker_clients_read_the_daemon() {
+async fn docker_clients_read_the_daemon() {
     let server = Server::start(FakeCluster::default()).await;
     for client in clients() {
         let version = server.docker_ok(

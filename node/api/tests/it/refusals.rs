@@ -1,10 +1,19 @@
 //! Bad input gets a clear answer, and the server lives.
 
 use crate::cluster::FakeCluster;
-use crate::harness::Server;
+use crate::harness::{Server, Test, block_on};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn needs_root_bad_requests_get_clear_answers() {
+pub(crate) const TESTS: &[Test] = &[
+    ("refusals::bad_requests_get_clear_answers", || {
+        block_on(bad_requests_get_clear_answers())
+    }),
+    (
+        "refusals::a_worker_says_that_it_is_none_of_the_managers",
+        || block_on(a_worker_says_that_it_is_none_of_the_managers()),
+    ),
+];
+
+async fn bad_requests_get_clear_answers() {
     let server = Server::start(FakeCluster::default()).await;
     for (method, path, body, status, text) in [
         ("GET", "/v1.23/info", "", 400, "too old"),
@@ -113,8 +122,7 @@ async fn needs_root_bad_requests_get_clear_answers() {
     server.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn needs_root_a_worker_says_that_it_is_none_of_the_managers() {
+async fn a_worker_says_that_it_is_none_of_the_managers() {
     let mut cluster = FakeCluster::default();
     cluster.is_worker = true;
     let server = Server::start(cluster).await;
