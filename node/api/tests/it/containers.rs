@@ -99,7 +99,9 @@ async fn docker_clients_run_containers() {
             .await;
         assert_eq!(stats, "1");
         server.docker_ok(client, &["rename", "box", "other"]).await;
-        server.docker_ok(client, &["stop", "-t", "1", "other"]).await;
+        server
+            .docker_ok(client, &["stop", "-t", "1", "other"])
+            .await;
         let taken = server
             .docker_refused(client, &["create", "--name", "other", "busybox"])
             .await;

@@ -371,7 +371,7 @@ impl ContainerActor {
         events
     }
 
-    fn remove_self(&mut self, ctx: &mut Context<Self>) {
+    pub(crate) fn remove_self(&mut self, ctx: &mut Context<Self>) {
         self.removing = true;
         self.publish();
         let removal = super::lifecycle::removal(self, true);

@@ -264,6 +264,7 @@ async fn follow(
         terminal,
     };
     address.send(started).await?;
+    let (recorded, wait_recorded) = tokio::sync::oneshot::channel::<()>();
     env.runtime.spawn(async move {
         let code = match handle.wait().await {
             Ok(exit) => exit.code,
@@ -273,8 +274,15 @@ async fn follow(
         if address.send(ExecEnded { id, code }).await.is_err() {
             tracing::debug!("an exec outlived its container's actor");
         }
+        drop(recorded);
     });
-    streams(stdio, config, detach)
+    let mut streams = streams(stdio, config, detach)?;
+    if !detach {
+        // Clients ask for the exit code once the output has ended: it must be known by then.
+        let end = stream::once(wait_recorded).filter_map(|_| std::future::ready(None));
+        streams.output = streams.output.chain(end).boxed();
+    }
+    Ok(streams)
 }
 
 fn pty_error(err: std::io::Error) -> EngineError {

@@ -101,7 +101,13 @@ impl Handler<Start> for ContainerActor {
                     Err(err) => {
                         actor.failed_start(&err);
                         actor.publish();
-                        (Err(err), Some(actor.save(Durability::Cached)))
+                        if actor.record.config.host.auto_remove {
+                            // Its client waits for the removal, as after any other end.
+                            actor.remove_self(ctx);
+                            (Err(err), None)
+                        } else {
+                            (Err(err), Some(actor.save(Durability::Cached)))
+                        }
                     }
                 };
                 async move {
