@@ -233,24 +233,18 @@ fn root_minority_refuses_writes_and_rejoins() {
     });
 }
 
-/// Containers of `host` that really run, whatever its daemon can still say: processes in its process namespace.
+/// Containers of `host` that really run, whatever its daemon can still say: processes below its cgroup.
 fn sleepers(test: &TestCluster, host: &str) -> usize {
-    let init = test.cluster().host(host).unwrap().init_pid.unwrap();
-    let children = |pid: i32| -> Vec<i32> {
-        std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
-            .unwrap_or_default()
-            .split_whitespace()
-            .filter_map(|pid| pid.parse().ok())
-            .collect()
-    };
-    let mut pending = children(init);
-    let mut count = 0;
-    while let Some(pid) = pending.pop() {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        count += usize::from(line.starts_with(b"sleep\0100000"));
-        pending.extend(children(pid));
-    }
-    count
+    let parent = format!("{}/", test.cluster().host(host).unwrap().cgroup_parent);
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(|process| {
+            let read = |file| std::fs::read(process.path().join(file)).unwrap_or_default();
+            let ours = String::from_utf8_lossy(&read("cgroup")).contains(&parent);
+            ours && read("cmdline").starts_with(b"sleep\0100000")
+        })
+        .count()
 }
 
 fn a_slot_never_runs_twice(end_daemon: Option<Signal>) {

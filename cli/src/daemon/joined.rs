@@ -213,8 +213,7 @@ impl Joined {
         let node_id = identity.node_id();
         let advertise = options.record.advertise;
         serve(&ports, &manager, &options.engine);
-        let founding = matches!(start, Start::Found(_));
-        if founding {
+        if identity.role() == NodeRole::Manager {
             let handle =
                 start_manager(&options.data_root, node_id, advertise, &ports, start).await?;
             manager.store(Some(Arc::new(handle)));
@@ -273,8 +272,7 @@ impl Joined {
             self.ports.clone(),
             self.manager.clone(),
             self.agent.clone(),
-            self.data_root.clone(),
-            self.advertise,
+            options,
         )));
     }
 
@@ -459,9 +457,9 @@ async fn follow_own_role(
     ports: Arc<Ports>,
     slot: ManagerSlot,
     agent: AgentHandle,
-    data_root: PathBuf,
-    advertise: SocketAddr,
+    options: JoinedOptions,
 ) {
+    let (data_root, advertise) = (options.data_root, options.record.advertise);
     let mut changes = ports.identity.subscribe();
     loop {
         let identity = changes.borrow_and_update().clone();
@@ -469,7 +467,10 @@ async fn follow_own_role(
         let running = slot.load().is_some();
         match (role, running, identity) {
             (Some(NodeRole::Manager), false, Some(identity)) => {
-                let managers = others(&agent.managers(), identity.node_id());
+                let mut managers = others(&agent.managers(), identity.node_id());
+                if managers.is_empty() {
+                    managers = others(&options.record.managers, identity.node_id());
+                }
                 let start = Start::Join(managers);
                 let node_id = identity.node_id();
                 match start_manager(&data_root, node_id, advertise, &ports, start).await {

@@ -118,7 +118,10 @@ async fn member_that_refuses_streams_is_asked_again_with_pauses() {
     }
     // Entries and heartbeats ask 20 times a second each; without the pause it is tens of thousands.
     let refused = cluster.wire.refused();
-    assert!((10..200).contains(&refused), "{refused} streams were asked for");
+    assert!(
+        (10..200).contains(&refused),
+        "{refused} streams were asked for"
+    );
 }
 
 #[tokio::test]
