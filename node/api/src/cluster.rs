@@ -216,7 +216,7 @@ fn find<T, I: Display>(
     let rules: [&dyn Fn(&T) -> bool; 3] = [&is_id, &is_name, &is_prefix];
     let Some(rule) = rules
         .into_iter()
-        .find(|rule| !text.is_empty() && objects.iter().any(|object| rule(object)))
+        .find(|rule| !text.is_empty() && objects.iter().any(rule))
     else {
         return Err(ApiError::not_found(format!("{kind} {text} not found")));
     };

@@ -289,13 +289,10 @@ fn body_reader(request: Request) -> impl tokio::io::AsyncRead + Send + Unpin + '
 }
 
 async fn import(api: &Api, params: &Params, request: Request) -> ApiResult {
-    let reference = match params.get("repo") {
-        None => None,
-        Some(repo) => Some(match params.get("tag") {
-            None => repo.to_owned(),
-            Some(tag) => format!("{repo}:{tag}"),
-        }),
-    };
+    let reference = params.get("repo").map(|repo| match params.get("tag") {
+        None => repo.to_owned(),
+        Some(tag) => format!("{repo}:{tag}"),
+    });
     let changes: Vec<String> = params
         .all("changes")
         .into_iter()

@@ -118,6 +118,7 @@ impl State {
         })
     }
 
+    #[expect(clippy::too_many_lines, reason = "one flat match over the requests")]
     fn answer(&mut self, request: ControlRequest) -> Result<Vec<ControlResponse>, RpcError> {
         let view = |service: &Service| ServiceView {
             service: service.clone(),

@@ -12,6 +12,10 @@ pub(crate) const TESTS: &[Test] = &[
     }),
 ];
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "one client's day, command by command"
+)]
 async fn docker_clients_run_containers() {
     let server = Server::start(FakeCluster::default()).await;
     server.import_busybox().await;

@@ -70,6 +70,10 @@ async fn docker_clients_drive_a_cluster() {
     }
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "one client's day, command by command"
+)]
 async fn services(server: &Server, client: &str) {
     let create = [
         "service",

@@ -1,6 +1,11 @@
 //! The API over a real socket: real clients, a real engine, and a cluster that stands in for the managers. Needs root;
 //! the binary of these tests is its own shim, so the harness is our own: a shim is single-threaded from its start.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking; without the built-in harness clippy does not know that this is one"
+)]
+
 mod cluster;
 mod containers;
 mod docker_cli;

@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     ),
 ];
 
+#[expect(clippy::too_many_lines, reason = "one flat table")]
 async fn bad_requests_get_clear_answers() {
     let server = Server::start(FakeCluster::default()).await;
     for (method, path, body, status, text) in [
