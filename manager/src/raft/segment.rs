@@ -15,6 +15,7 @@ use super::error::LogError;
 use super::wire::Record;
 use shoal_model::codec;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Bytes that a device writes as a whole.
@@ -150,6 +151,8 @@ pub(crate) struct SegmentContent {
     pub(crate) records: Vec<Record>,
     /// Where an incomplete last frame starts, if there is one.
     pub(crate) torn_at: Option<u64>,
+    /// Where the last complete frame is, if there is one.
+    pub(crate) last_frame: Option<Range<u64>>,
 }
 
 /// Reads a segment. Only the last one may end in an incomplete frame.
@@ -173,6 +176,7 @@ pub(crate) fn read(
     let mut records = Vec::new();
     let mut at = BLOCK_BYTES;
     let mut next_frame = 0;
+    let mut last_frame = None;
     loop {
         match inspect(&bytes, at, next_frame) {
             Frame::Complete { body } => {
@@ -187,6 +191,7 @@ pub(crate) fn read(
                         return Ok(SegmentContent {
                             records,
                             torn_at: Some(at as u64),
+                            last_frame,
                         });
                     }
                     return Err(damaged(at, "a record does not match its checksum"));
@@ -197,13 +202,16 @@ pub(crate) fn read(
                         err,
                     })?;
                 records.extend(frame);
-                at = blocks_up(body.end);
+                let end = blocks_up(body.end);
+                last_frame = Some(at as u64..end as u64);
+                at = end;
                 next_frame += 1;
             }
             Frame::None => {
                 return Ok(SegmentContent {
                     records,
                     torn_at: None,
+                    last_frame,
                 });
             }
             Frame::Unreadable
@@ -212,6 +220,7 @@ pub(crate) fn read(
                 return Ok(SegmentContent {
                     records,
                     torn_at: Some(at as u64),
+                    last_frame,
                 });
             }
             Frame::Unreadable => return Err(damaged(at, "the head of a record is damaged")),
@@ -231,6 +240,26 @@ pub(crate) fn cut(disk: &dyn Disk, path: &Path, at: u64) -> io::Result<()> {
         file.write_at(start, &zeros[..(end - start) as usize])?;
         end = start;
     }
+    file.sync()
+}
+
+/// Writes the last frame again and syncs it, so that what was read is on the device.
+///
+/// The process before may have died before the sync, or its sync may have failed: the system still shows the frame, and
+/// loses it with its power. After a failed sync another one does nothing, as the kernel takes the pages for clean.
+pub(crate) fn make_durable(disk: &dyn Disk, path: &Path, frame: Range<u64>) -> io::Result<()> {
+    let mut file = disk.open(path)?;
+    let len = usize::try_from(frame.end - frame.start).map_err(io::Error::other)?;
+    let mut bytes = vec![0; len];
+    let mut filled = 0;
+    while filled < len {
+        let read = file.read_at(frame.start + filled as u64, &mut bytes[filled..])?;
+        if read == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+        }
+        filled += read;
+    }
+    file.write_at(frame.start, &bytes)?;
     file.sync()
 }
 
@@ -273,7 +302,7 @@ fn check_head(path: &Path, bytes: &[u8], number: u64, key: &RaftKey) -> Result<F
 
 enum Frame {
     /// A head that matches its checksum; the sealed body may still be incomplete.
-    Complete { body: std::ops::Range<usize> },
+    Complete { body: Range<usize> },
     /// Only zeros follow.
     None,
     /// Something else.
