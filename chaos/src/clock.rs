@@ -1,28 +1,59 @@
 //! Time and ids from the simulation.
 
+use shoal_agent::AgentClock;
 use shoal_manager::consensus::{IdSource, WallClock};
 use shoal_model::Timestamp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
-/// A wall clock that follows simulated time, and jumps when told to.
+/// What wall clocks show when the simulation begins, since the epoch: far enough from zero to jump back.
+const BEGIN: Duration = Duration::from_secs(1_800_000_000);
+
+/// The clocks of one machine: a wall clock that jumps when told to, and one that never does.
 #[derive(Debug, Clone, Default)]
 pub struct SimulatedClock {
     offset_ns: Arc<AtomicI64>,
 }
 
 impl SimulatedClock {
-    /// Moves the clock by so many nanoseconds, forward or back.
+    /// Moves the wall clock by so many nanoseconds, forward or back.
     pub fn jump(&self, ns: i64) {
         self.offset_ns.fetch_add(ns, Ordering::SeqCst);
     }
+
+    /// Makes the wall clock right again.
+    pub fn set_right(&self) {
+        self.offset_ns.store(0, Ordering::SeqCst);
+    }
+
+    fn wall(&self) -> Timestamp {
+        let right = Timestamp::from_unix(BEGIN + elapsed());
+        Timestamp(
+            right
+                .0
+                .saturating_add(self.offset_ns.load(Ordering::SeqCst)),
+        )
+    }
+}
+
+fn elapsed() -> Duration {
+    turmoil::sim_elapsed().unwrap_or_default()
 }
 
 impl WallClock for SimulatedClock {
     fn now(&self) -> Timestamp {
-        let elapsed = turmoil::sim_elapsed().unwrap_or_default();
-        let offset = self.offset_ns.load(Ordering::SeqCst);
-        Timestamp(Timestamp::from_unix(elapsed).0.saturating_add(offset))
+        self.wall()
+    }
+}
+
+impl AgentClock for SimulatedClock {
+    fn now(&self) -> Timestamp {
+        self.wall()
+    }
+
+    fn boottime_ns(&self) -> u64 {
+        u64::try_from(elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 

@@ -1,69 +1,101 @@
-//! What the simulated hosts do, and what is known of them from outside.
+//! What outlives a crash, and what is known of the cluster from outside.
 
-use crate::{CONTROL_PORT, MemoryDisk, SeededIds, SimulatedClock, SimulatedLink, serve};
-use shoal_manager::consensus::{Consensus, Leadership};
-use shoal_manager::loops::{LoopContext, run_while_leading};
-use shoal_manager::raft::{Placement, RaftHandle, RaftKey, RaftOptions, Timing};
-use shoal_manager::store::{State, Store, holds_node};
-use shoal_model::command::{Object, StoreAction};
-use shoal_model::{
-    Meta, Node, NodeDescription, NodeId, NodeRole, NodeSpec, NodeState, NodeStatus, RaftNodeId,
-    Resources, Service, ServiceId, ServiceMode, ServiceSpec, TaskState, TaskStatus,
-};
-use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use crate::{FakeEngine, MemoryDisk, RecordDisk, Register, SimulatedClock, Trace};
+use shoal_manager::consensus::Leadership;
+use shoal_manager::store::{State, Store};
+use shoal_model::{ClusterId, NodeId, NodeRole, ServiceId};
+use shoal_transport::PeerIdentity;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 
-/// Managers in the simulation.
+/// Nodes 1 to this one are managers, too.
 pub const MANAGERS: u64 = 3;
 
-/// Engines in the simulation.
-pub const ENGINES: u128 = 10;
+/// Nodes, each with an agent and an engine.
+pub const NODES: u64 = 10;
 
-/// How often the leader looks at what its engines do.
-const ENGINE_PERIOD: Duration = Duration::from_millis(50);
+/// Name of the host that the client runs on.
+pub(crate) const CLIENT: &str = "client";
 
-/// How often a client writes.
-const WRITE_PERIOD: Duration = Duration::from_millis(150);
-
-/// Services that the client declares at most.
-const SERVICES_MAX: u128 = 25;
+/// What one machine keeps.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Disk of the manager.
+    pub disk: MemoryDisk,
+    /// Disk of the agent.
+    pub record: RecordDisk,
+    /// Clocks.
+    pub clock: SimulatedClock,
+    /// Containers.
+    pub engine: FakeEngine,
+}
 
 #[derive(Debug, Default)]
 struct Known {
+    starts: u64,
+    founded: bool,
+    paused: bool,
     stores: BTreeMap<u64, Store>,
     leaders: BTreeMap<u64, Leadership>,
-    starts: u64,
-    acknowledged: BTreeSet<ServiceId>,
-    attempted: u128,
-    down: BTreeSet<NodeId>,
+    registers: BTreeMap<ServiceId, Register>,
 }
 
-/// Everything that outlives a crash of a host. Clones share it.
+/// Clones share it.
 #[derive(Debug, Clone)]
 pub struct World {
     seed: u64,
+    trace: Trace,
+    machines: Arc<BTreeMap<u64, Machine>>,
     known: Arc<Mutex<Known>>,
-    disks: BTreeMap<u64, MemoryDisk>,
-    clocks: BTreeMap<u64, SimulatedClock>,
+}
+
+/// The identity of a node's certificate.
+pub(crate) fn identity_of(number: u64) -> PeerIdentity {
+    PeerIdentity {
+        node_id: node_id(number),
+        role: match number <= MANAGERS {
+            true => NodeRole::Manager,
+            false => NodeRole::Worker,
+        },
+        cluster_id: ClusterId::from_bits(1),
+        public_key_digest: digest(number),
+    }
+}
+
+/// The client asks as the API of a manager's node does.
+pub(crate) fn client_identity() -> PeerIdentity {
+    identity_of(1)
+}
+
+/// The id of a node.
+pub(crate) fn node_id(number: u64) -> NodeId {
+    NodeId::from_bits(u128::from(number))
+}
+
+/// The digest of a node's key.
+pub(crate) fn digest(number: u64) -> [u8; 32] {
+    [u8::try_from(number).unwrap_or(u8::MAX); 32]
+}
+
+/// Name of a node's host.
+pub(crate) fn host(number: u64) -> String {
+    format!("node{number}")
 }
 
 impl World {
     /// A world in which everything follows from `seed`.
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, trace: Trace) -> Self {
+        let machine = |number: u64| Machine {
+            disk: MemoryDisk::default(),
+            record: RecordDisk::default(),
+            clock: SimulatedClock::default(),
+            engine: FakeEngine::new(number, seed ^ (number << 32), trace.clone()),
+        };
         Self {
             seed,
+            machines: Arc::new((1..=NODES).map(|number| (number, machine(number))).collect()),
+            trace,
             known: Arc::default(),
-            disks: (1..=MANAGERS)
-                .map(|id| (id, MemoryDisk::default()))
-                .collect(),
-            clocks: (1..=MANAGERS)
-                .map(|id| (id, SimulatedClock::default()))
-                .collect(),
         }
     }
 
@@ -71,241 +103,91 @@ impl World {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The disk of a manager.
-    pub fn disk(&self, id: u64) -> &MemoryDisk {
-        &self.disks[&id]
+    /// What happened so far.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
     }
 
-    /// The wall clock of a manager.
-    pub fn clock(&self, id: u64) -> &SimulatedClock {
-        &self.clocks[&id]
+    /// A machine.
+    pub fn machine(&self, number: u64) -> &Machine {
+        &self.machines[&number]
     }
 
-    /// Name of a manager's host.
-    pub fn host(id: u64) -> String {
-        format!("manager{id}")
+    /// All machines by number.
+    pub fn machines(&self) -> impl Iterator<Item = (u64, &Machine)> {
+        self.machines
+            .iter()
+            .map(|(number, machine)| (*number, machine))
     }
 
-    /// Engines that are silent from now on.
-    pub fn set_down(&self, engines: BTreeSet<NodeId>) {
-        self.lock().down = engines;
+    /// A seed of its own for every start of anything.
+    pub(crate) fn fresh_seed(&self) -> u64 {
+        let mut known = self.lock();
+        known.starts += 1;
+        self.seed
+            .wrapping_mul(1_000_003)
+            .wrapping_add(known.starts)
     }
 
-    /// Services whose creation was acknowledged.
-    pub fn acknowledged(&self) -> BTreeSet<ServiceId> {
-        self.lock().acknowledged.clone()
+    /// Whether the cluster was founded.
+    pub(crate) fn is_founded(&self) -> bool {
+        self.lock().founded
     }
 
-    /// What a manager's store holds now.
-    pub fn state(&self, id: u64) -> Option<Arc<State>> {
-        self.lock().stores.get(&id).map(Store::view)
+    pub(crate) fn set_founded(&self) {
+        self.lock().founded = true;
     }
 
-    /// What a manager last knew of who leads.
-    pub fn leadership(&self, id: u64) -> Option<Leadership> {
-        self.lock().leaders.get(&id).cloned()
+    /// The client writes no more.
+    pub fn pause_client(&self) {
+        self.lock().paused = true;
     }
 
-    /// Runs one manager until its host crashes.
-    ///
-    /// # Errors
-    /// It could not start.
-    pub async fn run_manager(self, id: u64) -> Result<(), Box<dyn Error>> {
-        let store = Store::new();
-        let start = {
-            let mut known = self.lock();
-            known.starts += 1;
-            known.stores.insert(id, store.clone());
-            known.starts
-        };
-        let seed = self.seed.wrapping_mul(1_000).wrapping_add(start);
-        let raft = RaftHandle::start(RaftOptions {
-            data_dir: PathBuf::from("/raft"),
-            raft_id: RaftNodeId(id),
-            node_id: NodeId::from_bits(1_000 + u128::from(id)),
-            advertise: addr(id),
-            key: RaftKey::from_bytes([7; 32]),
-            timing: Timing::default(),
-            snapshot_interval_entries: 200,
-            connector: Arc::new(SimulatedLink),
-            disk: Arc::new(self.disk(id).clone()),
-            store: store.clone(),
-            clock: Arc::new(self.clock(id).clone()),
-            seed,
-            placement: Placement::Caller,
-        })
-        .await?;
-        let consensus: Arc<dyn Consensus> = Arc::new(raft.clone());
-        let context = LoopContext {
-            store,
-            consensus: Arc::clone(&consensus),
-            clock: Arc::new(self.clock(id).clone()),
-            ids: Arc::new(SeededIds::new(seed)),
-            cancel: CancellationToken::new(),
-        };
-        tokio::spawn(run_while_leading(context.clone()));
-        tokio::spawn(self.clone().follow_leadership(id, Arc::clone(&consensus)));
-        tokio::spawn(self.clone().run_engines(context.clone()));
-        tokio::spawn(self.clone().run_client(context));
-        if id == 1 {
-            tokio::spawn(found(raft.clone()));
-        }
-        serve(raft).await?;
-        Ok(())
+    pub(crate) fn is_client_paused(&self) -> bool {
+        self.lock().paused
     }
 
-    async fn follow_leadership(self, id: u64, consensus: Arc<dyn Consensus>) {
-        let mut leadership = consensus.leadership();
-        loop {
-            let now = leadership.borrow_and_update().clone();
-            self.lock().leaders.insert(id, now);
-            if leadership.changed().await.is_err() {
-                return;
-            }
-        }
+    pub(crate) fn set_store(&self, number: u64, store: Store) {
+        self.lock().stores.insert(number, store);
     }
 
-    /// Stands for the dispatcher and its agents: what engines that are up would report.
-    async fn run_engines(self, context: LoopContext) {
-        loop {
-            tokio::time::sleep(ENGINE_PERIOD).await;
-            if !context.consensus.leadership().borrow().is_leader() {
-                continue;
-            }
-            let down = self.lock().down.clone();
-            let actions = reports(&context, &down);
-            if !actions.is_empty() {
-                // What was not taken is reported again.
-                drop(context.consensus.propose(actions).await);
-            }
-        }
+    /// A manager's process is gone.
+    pub fn forget_manager(&self, number: u64) {
+        let mut known = self.lock();
+        known.stores.remove(&number);
+        known.leaders.remove(&number);
     }
 
-    /// Declares services one after the other, and remembers which were acknowledged.
-    async fn run_client(self, context: LoopContext) {
-        loop {
-            tokio::time::sleep(WRITE_PERIOD).await;
-            let ready = context.store.view().nodes().count() as u128 == ENGINES;
-            if !ready || !context.consensus.leadership().borrow().is_leader() {
-                continue;
-            }
-            let number = {
-                let mut known = self.lock();
-                if known.attempted >= SERVICES_MAX {
-                    return;
-                }
-                known.attempted += 1;
-                known.attempted
-            };
-            let service = service(number);
-            let id = service.id;
-            let create = StoreAction::Create(Object::Service(Box::new(service)));
-            if context.consensus.propose(vec![create]).await.is_ok() {
-                self.lock().acknowledged.insert(id);
-            }
-        }
+    pub(crate) fn set_leadership(&self, number: u64, leadership: Leadership) {
+        self.trace
+            .note(format_args!("node{number} is {leadership:?}"));
+        self.lock().leaders.insert(number, leadership);
     }
-}
 
-/// Founds the cluster unless that was done, and takes the other managers in.
-async fn found(raft: RaftHandle) {
-    if !raft.is_initialized().await.unwrap_or(true) {
-        let nodes = (1..=ENGINES).map(engine).collect();
-        drop(raft.bootstrap(vec![nodes]).await);
+    /// What a running manager's store holds now.
+    pub fn state(&self, number: u64) -> Option<Arc<State>> {
+        self.lock().stores.get(&number).map(Store::view)
     }
-    let missing = |raft: &RaftHandle| {
-        let voters = raft.members().into_iter().filter(|member| member.voter);
-        let present: BTreeSet<u64> = voters.map(|member| member.raft_id.0).collect();
-        (1..=MANAGERS).find(|id| !present.contains(id))
-    };
-    while let Some(id) = missing(&raft) {
-        let node_id = NodeId::from_bits(1_000 + u128::from(id));
-        drop(raft.add_member(RaftNodeId(id), node_id, addr(id)).await);
-        tokio::time::sleep(ENGINE_PERIOD).await;
+
+    /// The manager that believes to lead in the highest term.
+    pub fn leader(&self) -> Option<u64> {
+        let known = self.lock();
+        let leading = known.leaders.iter().filter_map(|(number, now)| match now {
+            Leadership::Leader { term } => Some((*term, *number)),
+            Leadership::Follower { .. } | Leadership::Stopped { .. } => None,
+        });
+        leading.max().map(|(_, number)| number)
     }
-}
 
-fn addr(id: u64) -> SocketAddr {
-    SocketAddr::new(turmoil::lookup(World::host(id)), CONTROL_PORT)
-}
-
-fn reports(context: &LoopContext, down: &BTreeSet<NodeId>) -> Vec<StoreAction> {
-    let state = context.store.view();
-    let mut actions = Vec::new();
-    for node in state.nodes() {
-        let wanted = match down.contains(&node.id) {
-            true => NodeState::Down,
-            false => NodeState::Ready,
-        };
-        if node.status.state != wanted {
-            actions.push(StoreAction::SetNodeStatus {
-                node_id: node.id,
-                status: NodeStatus {
-                    state: wanted,
-                    ..NodeStatus::default()
-                },
-                description: None,
-            });
-        }
+    /// What the client knows of each service.
+    pub fn registers(&self) -> BTreeMap<ServiceId, Register> {
+        self.lock().registers.clone()
     }
-    for task in state.tasks().filter(|task| holds_node(task)) {
-        let next = match task.desired > TaskState::Running {
-            true => TaskState::Shutdown,
-            false => TaskState::Running,
-        };
-        let silent = task.node_id.is_none_or(|id| down.contains(&id));
-        if !silent && task.status.state != next {
-            actions.push(StoreAction::SetTaskStatus {
-                task_id: task.id,
-                status: Box::new(TaskStatus {
-                    state: next,
-                    at: context.clock.now(),
-                    ready: next == TaskState::Running,
-                    ..task.status.clone()
-                }),
-            });
-        }
-    }
-    actions
-}
 
-fn engine(number: u128) -> StoreAction {
-    StoreAction::Create(Object::Node(Box::new(Node {
-        id: NodeId::from_bits(number),
-        meta: Meta::default(),
-        spec: NodeSpec::default(),
-        description: Some(NodeDescription {
-            hostname: format!("engine{number}"),
-            os: "linux".to_owned(),
-            architecture: "amd64".to_owned(),
-            resources: Resources {
-                nano_cpus: 8_000_000_000,
-                memory_bytes: 1 << 34,
-            },
-            ..NodeDescription::default()
-        }),
-        status: NodeStatus::default(),
-        role: NodeRole::Worker,
-        manager: None,
-        public_key_digest: [0; 32],
-        hold_until: None,
-    })))
-}
-
-fn service(number: u128) -> Service {
-    Service {
-        id: ServiceId::from_bits(number),
-        meta: Meta::default(),
-        spec: ServiceSpec {
-            name: format!("service{number}"),
-            mode: ServiceMode::Replicated {
-                replicas: 1 + u64::try_from(number % 4).unwrap_or(0),
-            },
-            ..ServiceSpec::default()
-        },
-        previous_spec: None,
-        spec_version: 1,
-        update_status: None,
-        pending_delete: false,
+    pub(crate) fn with_registers<T>(
+        &self,
+        act: impl FnOnce(&mut BTreeMap<ServiceId, Register>) -> T,
+    ) -> T {
+        act(&mut self.lock().registers)
     }
 }
