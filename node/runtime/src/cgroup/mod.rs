@@ -155,20 +155,31 @@ impl Cgroup {
         &self.layout
     }
 
-    /// Makes the groups and sets the limits.
+    /// v2: makes the group, in which processes can then be born: the kernel needs no lock over all processes of the
+    /// machine for that. v1: nothing, and `None`.
+    pub(crate) fn birth_group(&self) -> Result<Option<fs::File>, CgroupError> {
+        let Layout::V2(root) = &self.layout else {
+            return Ok(None);
+        };
+        let dir = root.join(&self.path);
+        match fs::File::open(&dir) {
+            Ok(file) => return Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(CgroupError::io("open", &dir, &error)),
+        }
+        v2::enable_controllers(root, &self.path)?;
+        make_dir(&dir)?;
+        open_dir(&dir).map(Some)
+    }
+
+    /// v1: makes the groups. Both: sets the limits.
     pub(crate) fn create(&self, resources: Option<&LinuxResources>) -> Result<(), CgroupError> {
-        match &self.layout {
-            Layout::V1(mounts) => {
-                for dir in self.dirs() {
-                    make_dir(&dir)?;
-                }
-                if self.used.contains(&"cpuset") {
-                    v1::inherit_cpuset(mounts, &self.path)?;
-                }
+        if let Layout::V1(mounts) = &self.layout {
+            for dir in self.dirs() {
+                make_dir(&dir)?;
             }
-            Layout::V2(root) => {
-                v2::enable_controllers(root, &self.path)?;
-                make_dir(&root.join(&self.path))?;
+            if self.used.contains(&"cpuset") {
+                v1::inherit_cpuset(mounts, &self.path)?;
             }
         }
         match resources {
@@ -229,12 +240,17 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Moves a process into every group.
-    pub(crate) fn add(&self, pid: u32) -> Result<(), CgroupError> {
-        let text = pid.to_string();
-        self.dirs()
-            .iter()
-            .try_for_each(|dir| write(&dir.join("cgroup.procs"), &text))
+    /// v1: the files by which a process with one thread enters every group; it writes "0" into each. v2: none.
+    pub(crate) fn entrances(&self) -> Result<Vec<fs::File>, CgroupError> {
+        let Layout::V1(_) = &self.layout else {
+            return Ok(Vec::new());
+        };
+        let open = |dir: PathBuf| {
+            let path = dir.join("tasks");
+            let opened = fs::OpenOptions::new().write(true).open(&path);
+            opened.map_err(|error| CgroupError::io("open", &path, &error))
+        };
+        self.dirs().into_iter().map(open).collect()
     }
 
     /// The processes of the container.

@@ -4,6 +4,7 @@ use super::{CgroupError, Setting, flat_keyed, read_number, read_text, value_of, 
 use crate::Stats;
 use crate::stats::{BlockIoStats, CpuStats, MemoryStats, PidsStats};
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// The controllers that this runtime knows, in the order in which a process enters their groups.
@@ -29,9 +30,9 @@ pub(super) fn used(
     let mut used = Vec::new();
     for (name, mount) in mounts {
         // Hierarchies with several controllers show up once per name (`cpu`, `cpuacct`), as links to one mount.
-        let real = mount.canonicalize().unwrap_or_else(|_| mount.clone());
-        if (*name != "cpuset" || wants_cpuset) && !seen.contains(&real) {
-            seen.push(real);
+        let device = std::fs::metadata(mount).map(|meta| meta.dev()).ok();
+        if (*name != "cpuset" || wants_cpuset) && (device.is_none() || !seen.contains(&device)) {
+            seen.push(device);
             used.push(*name);
         }
     }

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::stat::{Mode, umask};
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 use std::fs::{self, File};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// Everything that the first process needs.
@@ -20,6 +20,8 @@ pub(crate) struct InitContext<'a> {
     pub(crate) shim: &'a ShimSpec,
     pub(crate) bundle: &'a Path,
     pub(crate) cgroup: &'a Cgroup,
+    /// The control group to be born in, where there is one for all controllers.
+    pub(crate) birth_group: Option<BorrowedFd<'a>>,
     pub(crate) seccomp: Option<&'a Program>,
 }
 
@@ -83,7 +85,7 @@ pub(crate) fn spawn_init(context: &InitContext<'_>, stdio: ChildStdio) -> Result
     }
     let (shim_side, child_side) = sync::pair().map_err(|e| failed("make a socket pair", e))?;
     // SAFETY: the shim has one thread.
-    let cloned = unsafe { clone_process(fresh) };
+    let cloned = unsafe { clone_process(fresh, context.birth_group) };
     // Only the shim goes back: the clone stays where it was born.
     if !matches!(cloned, Ok(Cloned::Child)) {
         for (own, kind) in &back {
@@ -228,10 +230,10 @@ fn build_root(
     Ok(number)
 }
 
-/// Waits until the shim has put us into our control groups, and makes them the root of a new namespace.
+/// Waits until the shim has made our control groups, enters them, and makes them the root of a new namespace.
 fn enter_cgroup_namespace(sync: &ChildSide, fresh: bool) -> Result<(), Failure> {
-    sync.expect(&Message::Placed)
-        .map_err(|e| Failure::os(Stage::Cgroup, "wait for the control groups", e as i32))?;
+    sync.enter_groups()
+        .map_err(|e| Failure::os(Stage::Cgroup, "enter the control groups", e as i32))?;
     if fresh {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
             .map_err(|e| Failure::os(Stage::Namespaces, "make the cgroup namespace", e as i32))?;

@@ -24,6 +24,8 @@ pub(crate) struct ExecContext<'a> {
     pub(crate) init: BorrowedFd<'a>,
     /// The kinds of namespaces that differ from the shim's.
     pub(crate) namespaces: i32,
+    /// The control group to be born in, where there is one for all controllers.
+    pub(crate) birth_group: Option<BorrowedFd<'a>>,
     pub(crate) seccomp: Option<&'a Program>,
 }
 
@@ -44,7 +46,7 @@ pub(crate) fn spawn_exec(context: &ExecContext<'_>, stdio: ChildStdio) -> Result
         setns(context.init, pid_namespace).map_err(|e| failed("join the pid namespace", e))?;
     }
     // SAFETY: the shim has one thread.
-    let cloned = unsafe { clone_process(0) };
+    let cloned = unsafe { clone_process(0, context.birth_group) };
     if pid_namespace != 0 && !matches!(cloned, Ok(Cloned::Child)) {
         setns(own.as_fd(), pid_namespace)
             .map_err(|e| failed("return to the host's pid namespace", e))?;
@@ -67,8 +69,8 @@ fn run_exec(context: &ExecContext<'_>, stdio: ChildStdio, sync: &ChildSide) -> R
     prepare_signals()?;
     let process = context.process;
     let kinds = context.namespaces & !libc::CLONE_NEWPID;
-    sync.expect(&Message::Placed)
-        .map_err(|e| failed("wait for the control groups", e))?;
+    sync.enter_groups()
+        .map_err(|e| failed("enter the control groups", e))?;
     setns(context.init, kinds).map_err(|e| failed("join the container's namespaces", e))?;
     if kinds & libc::CLONE_NEWUSER != 0 {
         credentials::become_root()?;
@@ -97,7 +99,7 @@ pub(super) fn run_child(sync: &ChildSide, body: impl FnOnce() -> Result<(), Fail
         Err(_) => Failure::new(Stage::Exec, "internal error while making the process"),
     };
     let code = failure.exit_code();
-    if sync.send(&Message::Failed(failure), None).is_err() {
+    if sync.send(&Message::Failed(failure), &[]).is_err() {
         // The shim is gone: nobody is left to be told.
     }
     // SAFETY: ends the process at once; nothing of the shim's state may be dropped in its copy.
@@ -105,7 +107,7 @@ pub(super) fn run_child(sync: &ChildSide, body: impl FnOnce() -> Result<(), Fail
 }
 
 pub(super) fn tell(sync: &ChildSide, message: &Message) -> Result<(), Failure> {
-    sync.send(message, None)
+    sync.send(message, &[])
         .map_err(|e| Failure::os(Stage::Exec, "report to the shim", e as i32))
 }
 

@@ -10,18 +10,23 @@ use nix::sys::socket::{
 };
 use serde::{Deserialize, Serialize};
 use shoal_model::codec;
+use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
 /// Most bytes of a message: 8 KiB. A failure has at most a few path names.
 const MESSAGE_BYTES_MAX: usize = 8 << 10;
 
+/// Most descriptors that come along with a message: one per control group.
+const FDS_MAX: usize = 8;
+
 /// What is said.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Message {
     /// Shim: users are mapped.
     Mapped,
-    /// Shim: the process is in its control groups.
+    /// Shim: the control groups are there; what comes along are the files by which the process enters them, none when
+    /// it was born in them.
     Placed,
     /// Child: here is the terminal (a descriptor comes along).
     Terminal,
@@ -60,31 +65,47 @@ impl AsFd for ShimSide {
 
 impl ShimSide {
     pub(crate) fn send(&self, message: &Message) -> SysResult<()> {
-        send(&self.0, message, None)
+        send(&self.0, message, &[])
+    }
+
+    /// Lets the process enter its control groups by `entrances`.
+    pub(crate) fn send_placed(&self, entrances: &[File]) -> SysResult<()> {
+        let fds: Vec<_> = entrances.iter().map(AsFd::as_fd).collect();
+        send(&self.0, &Message::Placed, &fds)
     }
 
     /// The next message; `None` when the process executed its program or died.
-    pub(crate) fn recv(&self) -> SysResult<Option<(Message, Option<OwnedFd>)>> {
+    pub(crate) fn recv(&self) -> SysResult<Option<(Message, Vec<OwnedFd>)>> {
         recv(&self.0, MsgFlags::MSG_DONTWAIT)
     }
 }
 
 impl ChildSide {
-    pub(super) fn send(&self, message: &Message, fd: Option<BorrowedFd<'_>>) -> SysResult<()> {
-        send(&self.0, message, fd)
+    pub(super) fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> SysResult<()> {
+        send(&self.0, message, fds)
     }
 
     /// Waits for exactly this message. A closed socket means that the shim is gone.
-    pub(super) fn expect(&self, wanted: &Message) -> SysResult<()> {
+    pub(super) fn expect(&self, wanted: &Message) -> SysResult<Vec<OwnedFd>> {
         match recv(&self.0, MsgFlags::empty())? {
-            Some((message, _)) if message == *wanted => Ok(()),
+            Some((message, fds)) if message == *wanted => Ok(fds),
             Some(_) => Err(Errno::EPROTO),
             None => Err(Errno::EPIPE),
         }
     }
+
+    /// Waits for the control groups and enters them.
+    pub(super) fn enter_groups(&self) -> SysResult<()> {
+        for entrance in self.expect(&Message::Placed)? {
+            // "0" is the writer itself. The kernel moves a single task that moves itself without a lock over all
+            // processes of the machine, for which it would have to wait many milliseconds.
+            nix::unistd::write(&entrance, b"0")?;
+        }
+        Ok(())
+    }
 }
 
-fn send(socket: &OwnedFd, message: &Message, fd: Option<BorrowedFd<'_>>) -> SysResult<()> {
+fn send(socket: &OwnedFd, message: &Message, fds: &[BorrowedFd<'_>]) -> SysResult<()> {
     let mut bytes = codec::encode(message).map_err(|_| Errno::EINVAL)?;
     if bytes.len() > MESSAGE_BYTES_MAX
         && let Message::Failed(failure) = message
@@ -97,7 +118,7 @@ fn send(socket: &OwnedFd, message: &Message, fd: Option<BorrowedFd<'_>>) -> SysR
             .collect();
         bytes = codec::encode(&Message::Failed(failure)).map_err(|_| Errno::EINVAL)?;
     }
-    let raw: Vec<RawFd> = fd.iter().map(|fd| fd.as_raw_fd()).collect();
+    let raw: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
     sendmsg::<UnixAddr>(
@@ -110,9 +131,9 @@ fn send(socket: &OwnedFd, message: &Message, fd: Option<BorrowedFd<'_>>) -> SysR
     .map(drop)
 }
 
-fn recv(socket: &OwnedFd, flags: MsgFlags) -> SysResult<Option<(Message, Option<OwnedFd>)>> {
+fn recv(socket: &OwnedFd, flags: MsgFlags) -> SysResult<Option<(Message, Vec<OwnedFd>)>> {
     let mut bytes = [0u8; MESSAGE_BYTES_MAX];
-    let mut space = cmsg_space!([RawFd; 1]);
+    let mut space = cmsg_space!([RawFd; FDS_MAX]);
     let mut slices = [IoSliceMut::new(&mut bytes)];
     let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
     let received = loop {
@@ -122,12 +143,12 @@ fn recv(socket: &OwnedFd, flags: MsgFlags) -> SysResult<Option<(Message, Option<
             other => break other?,
         }
     };
-    let mut fd = None;
+    let mut fds = Vec::new();
     for item in received.cmsgs()? {
         if let ControlMessageOwned::ScmRights(raw) = item {
             for raw in raw {
                 // SAFETY: the kernel has just made this descriptor for us.
-                fd = Some(unsafe { OwnedFd::from_raw_fd(raw) });
+                fds.push(unsafe { OwnedFd::from_raw_fd(raw) });
             }
         }
     }
@@ -136,5 +157,5 @@ fn recv(socket: &OwnedFd, flags: MsgFlags) -> SysResult<Option<(Message, Option<
         return Ok(None);
     }
     let message = codec::decode(&bytes[..count]).map_err(|_| Errno::EPROTO)?;
-    Ok(Some((message, fd)))
+    Ok(Some((message, fds)))
 }

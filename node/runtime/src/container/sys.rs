@@ -5,6 +5,9 @@ use std::ffi::CStr;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 
+/// The library's constant is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 pub(crate) type SysResult<T> = Result<T, Errno>;
 
 fn owned(raw: libc::c_long) -> SysResult<OwnedFd> {
@@ -24,17 +27,24 @@ pub(super) enum Cloned {
     Parent { pid: i32, pidfd: OwnedFd },
 }
 
-/// Clones this process, like fork, with `namespaces` new.
+/// Clones this process, like fork, with `namespaces` new, into the control group `birth_group` (v2 only).
 ///
 /// # Safety
 /// The process must have one thread only: the child may then run any code.
-pub(super) unsafe fn clone_process(namespaces: u64) -> SysResult<Cloned> {
+pub(super) unsafe fn clone_process(
+    namespaces: u64,
+    birth_group: Option<BorrowedFd<'_>>,
+) -> SysResult<Cloned> {
     let mut pidfd: RawFd = -1;
     // SAFETY: all fields of the structure are integers, for which zero is valid.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = namespaces | libc::CLONE_PIDFD as u64;
     args.pidfd = (&raw mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(group) = birth_group {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(group.as_raw_fd().unsigned_abs());
+    }
     // SAFETY: without a stack the child goes on with a copy of ours, as after fork; the caller promises that no
     // other thread holds a lock. The kernel writes the descriptor before it returns to the parent.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of_val(&args)) };

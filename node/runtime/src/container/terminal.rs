@@ -39,7 +39,7 @@ pub(super) fn open_terminal(
     }
     nix::unistd::fchown(&slave, Some(user.into()), None)
         .map_err(|errno| failed("give the terminal to the user", errno))?;
-    sync.send(&Message::Terminal, Some(master.as_fd()))
+    sync.send(&Message::Terminal, &[master.as_fd()])
         .map_err(|errno| failed("send the terminal to the shim", errno))?;
     // SAFETY: the request takes an integer and touches no memory.
     Errno::result(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0) })

@@ -67,10 +67,13 @@ impl Shim {
             fds.extend([ours.stdin, ours.stdout, ours.stderr].into_iter().flatten());
             stdio
         };
+        let group_failed = |error| cgroup_failure(&error);
+        let birth_group = self.cgroup.birth_group().map_err(group_failed)?;
         let context = ExecContext {
             process: &process,
             init: self.init_pidfd.as_fd(),
             namespaces: self.basis.namespaces,
+            birth_group: birth_group.as_ref().map(|group| group.as_fd()),
             seccomp: self.basis.seccomp.as_ref(),
         };
         let child = container::spawn_exec(&context, stdio)?;
@@ -82,13 +85,11 @@ impl Shim {
             fds,
             failure: None,
         };
-        let placed = set_oom_score(exec.pid, self.basis.oom_score).and_then(|()| {
-            let pid = exec.pid.unsigned_abs();
-            self.cgroup.add(pid).map_err(|error| cgroup_failure(&error))
-        });
-        let told = placed.and_then(|()| match &exec.sync {
+        let entrances = set_oom_score(exec.pid, self.basis.oom_score)
+            .and_then(|()| self.cgroup.entrances().map_err(group_failed));
+        let told = entrances.and_then(|entrances| match &exec.sync {
             Some(sync) => sync
-                .send(&Message::Placed)
+                .send_placed(&entrances)
                 .map_err(|e| Failure::os(Stage::Exec, "talk to the process", e as i32)),
             None => Ok(()),
         });
@@ -112,7 +113,7 @@ impl Shim {
             let Some(sync) = &exec.sync else { return };
             match sync.recv() {
                 Err(Errno::EAGAIN) => return,
-                Ok(Some((Message::Terminal, Some(fd)))) => exec.fds.push(fd),
+                Ok(Some((Message::Terminal, fds))) => exec.fds.extend(fds),
                 Ok(Some((Message::Failed(failure), _))) => exec.failure = Some(failure),
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => {

@@ -180,11 +180,13 @@ fn make(bundle: &Bundle, plan: Plan, state: &mut StateRecord) -> Result<Shim, Fa
     let (mut streams, stdio) =
         stdio(process, &shim).map_err(|e| stdio_failed("make the streams", &e))?;
     streams.input_allowed = shim.stdio.open_stdin;
+    let birth_group = cgroup.birth_group().map_err(|e| cgroup_failure(&e))?;
     let context = InitContext {
         spec: &spec,
         shim: &shim,
         bundle: bundle.dir(),
         cgroup: &cgroup,
+        birth_group: birth_group.as_ref().map(|group| group.as_fd()),
         seccomp: seccomp.as_ref(),
     };
     let child = container::spawn_init(&context, stdio)?;
@@ -267,16 +269,11 @@ fn listen(bundle: &Bundle) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Maps users, makes the control groups and puts the process into them, while it already mounts.
+/// Maps users and makes the control groups, while the process already mounts; then lets it enter them.
 fn place(child: &Child, linux: &Linux, cgroup: &Cgroup, oom_score: i32) -> Result<(), Failure> {
-    let told = |message: &Message| {
-        child.sync.send(message).map_err(|e| {
-            Failure::os(
-                Stage::Namespaces,
-                "talk to the container's first process",
-                e as i32,
-            )
-        })
+    let not_told = |errno: Errno| {
+        let what = "talk to the container's first process";
+        Failure::os(Stage::Namespaces, what, errno as i32)
     };
     set_oom_score(child.pid, oom_score)?;
     let own_users = linux
@@ -287,13 +284,13 @@ fn place(child: &Child, linux: &Linux, cgroup: &Cgroup, oom_score: i32) -> Resul
     if own_users {
         map_users(child.pid, "uid_map", linux.uid_mappings().as_deref())?;
         map_users(child.pid, "gid_map", linux.gid_mappings().as_deref())?;
-        told(&Message::Mapped)?;
+        child.sync.send(&Message::Mapped).map_err(not_told)?;
     }
-    let placed = cgroup
+    let entrances = cgroup
         .create(linux.resources().as_ref())
-        .and_then(|()| cgroup.add(child.pid.unsigned_abs()));
-    placed.map_err(|e| cgroup_failure(&e))?;
-    told(&Message::Placed)
+        .and_then(|()| cgroup.entrances())
+        .map_err(|e| cgroup_failure(&e))?;
+    child.sync.send_placed(&entrances).map_err(not_told)
 }
 
 fn map_users(pid: i32, file: &str, mappings: Option<&[LinuxIdMapping]>) -> Result<(), Failure> {

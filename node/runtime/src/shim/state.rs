@@ -257,10 +257,10 @@ impl Shim {
             let Some(sync) = &self.init_sync else { return };
             match sync.recv() {
                 Err(Errno::EAGAIN) => return,
-                Ok(Some((Message::Terminal, Some(fd)))) => {
-                    if super::streams::set_nonblocking(fd.as_fd()).is_ok() {
-                        self.streams.terminal = Some(fd);
-                    }
+                Ok(Some((Message::Terminal, mut fds))) => {
+                    self.streams.terminal = fds
+                        .pop()
+                        .filter(|fd| super::streams::set_nonblocking(fd.as_fd()).is_ok());
                 }
                 Ok(Some((Message::Ready, _))) if self.phase == Phase::SettingUp => {
                     self.phase = Phase::Ready;
