@@ -50,6 +50,7 @@ const MOVE_REGISTER: u8 = 0xbf;
 const MOVE: u8 = 0xb7;
 const AND: u8 = 0x57;
 const SHIFT_RIGHT: u8 = 0x77;
+const JUMP_EQUAL: u8 = 0x15;
 const JUMP_NOT_EQUAL: u8 = 0x55;
 const JUMP_NOT_EQUAL_REGISTER: u8 = 0x5d;
 const EXIT: u8 = 0x95;
@@ -83,28 +84,42 @@ fn program(rules: &[LinuxDeviceCgroup]) -> Vec<Instruction> {
         }
         let access = access_bits(rule.access().as_deref().unwrap_or("rwm"));
         if access != ACCESS_MKNOD | ACCESS_READ | ACCESS_WRITE {
-            // The rule covers the request when the request asks for nothing that the rule lacks.
-            tests.push(vec![
-                (MOVE_REGISTER, 0x31, 0),
-                (AND, 0x01, access),
-                (JUMP_NOT_EQUAL_REGISTER, 0x31, 0),
-            ]);
+            tests.push(if rule.allow() {
+                // It covers a request that asks for nothing which the rule lacks.
+                vec![
+                    (MOVE_REGISTER, 0x31, 0),
+                    (AND, 0x01, access),
+                    (JUMP_NOT_EQUAL_REGISTER, 0x31, 0),
+                ]
+            } else {
+                // It covers a request that asks for any of it.
+                vec![
+                    (MOVE_REGISTER, 0x31, 0),
+                    (AND, 0x01, access),
+                    (JUMP_EQUAL, 0x01, 0),
+                ]
+            });
         }
         for (register, number) in [(0x04, rule.major()), (0x05, rule.minor())] {
             if let Some(number) = number.filter(|n| *n >= 0) {
                 tests.push(vec![(JUMP_NOT_EQUAL, register, number as i32)]);
             }
         }
+        let always = tests.is_empty();
         let total: usize = tests.iter().map(Vec::len).sum::<usize>() + 2;
         let start = code.len();
         for (operation, registers, immediate) in tests.into_iter().flatten() {
-            let jumps = matches!(operation, JUMP_NOT_EQUAL | JUMP_NOT_EQUAL_REGISTER);
+            let jumps = [JUMP_EQUAL, JUMP_NOT_EQUAL, JUMP_NOT_EQUAL_REGISTER].contains(&operation);
             let rest = start + total - code.len() - 1;
             let offset = if jumps { rest as i16 } else { 0 };
             code.push(instruction(operation, registers, offset, immediate));
         }
         code.push(instruction(MOVE, 0x00, 0, i32::from(rule.allow())));
         code.push(instruction(EXIT, 0, 0, 0));
+        if always {
+            // The kernel refuses a program with instructions that can't be reached.
+            return code;
+        }
     }
     code.push(instruction(MOVE, 0x00, 0, 0));
     code.push(instruction(EXIT, 0, 0, 0));
@@ -230,7 +245,8 @@ mod tests {
                 JUMP_NOT_EQUAL_REGISTER if registers[to] != registers[from] => {
                     at += step.offset as usize;
                 }
-                JUMP_NOT_EQUAL | JUMP_NOT_EQUAL_REGISTER => {}
+                JUMP_EQUAL if registers[to] == immediate => at += step.offset as usize,
+                JUMP_EQUAL | JUMP_NOT_EQUAL | JUMP_NOT_EQUAL_REGISTER => {}
                 EXIT => return registers[0] == 1,
                 other => panic!("instruction {other:#x}"),
             }
@@ -258,5 +274,25 @@ mod tests {
         let code = program(&rules);
         assert!(run(&code, DEVICE_CHAR, ACCESS_READ, 1, 5));
         assert!(!run(&code, DEVICE_CHAR, ACCESS_READ, 1, 3));
+    }
+
+    #[test]
+    fn a_part_of_the_access_is_refused() {
+        let rules = [
+            device_rule(true, LinuxDeviceType::A, None, None, "rwm"),
+            device_rule(false, LinuxDeviceType::C, Some(1), Some(3), "w"),
+        ];
+        let code = program(&rules);
+        assert!(run(&code, DEVICE_CHAR, ACCESS_READ, 1, 3));
+        assert!(!run(&code, DEVICE_CHAR, ACCESS_WRITE, 1, 3));
+        assert!(!run(&code, DEVICE_CHAR, ACCESS_READ | ACCESS_WRITE, 1, 3));
+    }
+
+    #[test]
+    fn nothing_stands_behind_a_rule_for_everything() {
+        let all = device_rule(true, LinuxDeviceType::A, None, None, "rwm");
+        let code = program(&[device_rule(false, LinuxDeviceType::C, None, None, "w"), all]);
+        let exits = code.iter().filter(|step| step.code == EXIT).count();
+        assert_eq!((exits, code.last().map(|step| step.code)), (1, Some(EXIT)));
     }
 }

@@ -135,7 +135,7 @@ fn join(kind: LinuxNamespaceType, path: &Path) -> Result<(OwnedFd, i32), Failure
 fn run(context: &InitContext<'_>, stdio: ChildStdio, sync: &ChildSide) -> Result<(), Failure> {
     let linux = context.linux()?;
     let process = context.process()?;
-    program::prepare_signals()?;
+    program::prepare_signals(sync)?;
     let own = own_namespaces(linux);
     if own & libc::CLONE_NEWUSER != 0 {
         credentials::become_mapped_root(sync)?;
@@ -152,7 +152,7 @@ fn run(context: &InitContext<'_>, stdio: ChildStdio, sync: &ChildSide) -> Result
         ChildStdio::Terminal(_) => devices::bind_console(console.unwrap_or(0))?,
     }
     set_kernel(context)?;
-    let ready = program::Prepared::new(process, context.seccomp)?;
+    let ready = program::Prepared::new(process, context.seccomp, sync)?;
     program::tell(sync, &Message::Ready)?;
     sync.expect(&Message::Start)
         .map_err(|e| Failure::os(Stage::Exec, "wait for the start", e as i32))?;

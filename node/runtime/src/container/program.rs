@@ -66,7 +66,7 @@ pub(crate) fn spawn_exec(context: &ExecContext<'_>, stdio: ChildStdio) -> Result
 
 fn run_exec(context: &ExecContext<'_>, stdio: ChildStdio, sync: &ChildSide) -> Result<(), Failure> {
     let failed = |what: &str, errno: Errno| Failure::os(Stage::Namespaces, what, errno as i32);
-    prepare_signals()?;
+    prepare_signals(sync)?;
     let process = context.process;
     let kinds = context.namespaces & !libc::CLONE_NEWPID;
     sync.enter_groups()
@@ -87,7 +87,7 @@ fn run_exec(context: &ExecContext<'_>, stdio: ChildStdio, sync: &ChildSide) -> R
         }
     }
     credentials::enter_directory(process, false)?;
-    Prepared::new(process, context.seccomp)?.execute(false)
+    Prepared::new(process, context.seccomp, sync)?.execute(false)
 }
 
 /// Runs `body` in a cloned process, reports its failure, and ends the process.
@@ -112,7 +112,7 @@ pub(super) fn tell(sync: &ChildSide, message: &Message) -> Result<(), Failure> {
 }
 
 /// The shim's own signal settings must not reach the program; and a container never outlives its shim.
-pub(super) fn prepare_signals() -> Result<(), Failure> {
+pub(super) fn prepare_signals(sync: &ChildSide) -> Result<(), Failure> {
     let failed = |errno: Errno| Failure::os(Stage::Exec, "reset signals", errno as i32);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(failed)?;
     // SAFETY: sets the default action; no handler is involved.
@@ -123,24 +123,36 @@ pub(super) fn prepare_signals() -> Result<(), Failure> {
         )
     }
     .map_err(failed)?;
-    die_with_shim().map_err(failed)
+    die_with_shim(sync).map_err(failed)
 }
 
-fn die_with_shim() -> Result<(), Errno> {
-    nix::sys::prctl::set_pdeathsig(Some(nix::sys::signal::SIGKILL))
+/// Binds this process to the life of the shim, which must not be over already: its process id can't tell that, since
+/// in a new pid namespace it is always 0.
+pub(super) fn die_with_shim(sync: &ChildSide) -> Result<(), Errno> {
+    nix::sys::prctl::set_pdeathsig(Some(nix::sys::signal::SIGKILL))?;
+    if sync.is_connected() {
+        Ok(())
+    } else {
+        Err(Errno::EPIPE)
+    }
 }
 
 /// A process that only has to give up its rights and execute.
 pub(super) struct Prepared<'a> {
     process: &'a Process,
     seccomp: Option<&'a Program>,
+    sync: &'a ChildSide,
     args: Vec<CString>,
     env: Vec<CString>,
     path: String,
 }
 
 impl<'a> Prepared<'a> {
-    pub(super) fn new(process: &'a Process, seccomp: Option<&'a Program>) -> Result<Self, Failure> {
+    pub(super) fn new(
+        process: &'a Process,
+        seccomp: Option<&'a Program>,
+        sync: &'a ChildSide,
+    ) -> Result<Self, Failure> {
         let text = |text: &String| {
             CString::new(text.as_str())
                 .map_err(|_| Failure::new(Stage::Exec, "process.args or env has a zero byte"))
@@ -167,6 +179,7 @@ impl<'a> Prepared<'a> {
         Ok(Self {
             process,
             seccomp,
+            sync,
             args,
             env,
             path,
@@ -194,7 +207,7 @@ impl<'a> Prepared<'a> {
         let failed =
             |errno: Errno| Failure::os(Stage::Exec, "bind to the shim's life", errno as i32);
         // Changing the user has reset it.
-        die_with_shim().map_err(failed)?;
+        die_with_shim(self.sync).map_err(failed)?;
         let mask = process.user().umask().unwrap_or(0o022);
         umask(Mode::from_bits_truncate(mask));
         if no_new_privileges {

@@ -94,6 +94,19 @@ impl ChildSide {
         }
     }
 
+    /// Whether the shim still has its end. A death of the shim from before [`die_with_shim`] is seen by this alone.
+    ///
+    /// [`die_with_shim`]: super::program::die_with_shim
+    pub(super) fn is_connected(&self) -> bool {
+        let mut byte = [0u8; 1];
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        // Zero bytes are the end: there are no empty messages.
+        match nix::sys::socket::recv(self.0.as_raw_fd(), &mut byte, flags) {
+            Ok(count) => count > 0,
+            Err(errno) => errno == Errno::EAGAIN,
+        }
+    }
+
     /// Waits for the control groups and enters them.
     pub(super) fn enter_groups(&self) -> SysResult<()> {
         for entrance in self.expect(&Message::Placed)? {
@@ -138,8 +151,9 @@ fn recv(socket: &OwnedFd, flags: MsgFlags) -> SysResult<Option<(Message, Vec<Own
     let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
     let received = loop {
         match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags) {
-            Err(Errno::EINTR) => {}
-            Err(Errno::ECONNRESET) => return Ok(None),
+            // The kernel says once that the other side left without reading everything; what it sent before its end
+            // comes afterwards.
+            Err(Errno::EINTR | Errno::ECONNRESET) => {}
             other => break other?,
         }
     };

@@ -1,5 +1,7 @@
 //! A bundle with a busybox root, removed with everything that belongs to it.
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
 use oci_spec::runtime::Spec;
 use shoal_runtime::{
     AttachOptions, Bundle, Exit, LogConfig, Rootfs, ShimHandle, ShimSpec, SpawnOptions,
@@ -32,6 +34,75 @@ pub(crate) fn exe() -> PathBuf {
         .parent()
         .unwrap()
         .join("examples/shim")
+}
+
+/// A test that fails leaves nothing either.
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let state = std::fs::read(self.dir.path().join("state.json")).unwrap_or_default();
+        let state: serde_json::Value = serde_json::from_slice(&state).unwrap_or_default();
+        for who in ["shim", "init"] {
+            let pid = state[format!("{who}_pid")].as_i64().unwrap_or(0);
+            let ticks = state[format!("{who}_start_ticks")].as_u64();
+            if pid != 0 && start_ticks(pid) == ticks {
+                kill_now(pid as i32);
+            }
+        }
+        let start = Instant::now();
+        for dir in self.cgroups() {
+            while dir.exists() && std::fs::remove_dir(&dir).is_err() {
+                let pids = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+                pids.lines()
+                    .filter_map(|p| p.parse().ok())
+                    .for_each(kill_now);
+                if start.elapsed() > PATIENCE {
+                    eprintln!("{} can't be removed", dir.display());
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+fn kill_now(pid: i32) {
+    // It may be gone by itself.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).ok();
+}
+
+fn start_ticks(pid: i64) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// A file system that a test mounts on the host, for as long as the test runs.
+pub(crate) struct HostMount(PathBuf);
+
+impl HostMount {
+    /// A tmpfs with room for `kib` at `path`, whose mounts and unmounts others share.
+    pub(crate) fn tmpfs(path: PathBuf, kib: u32) -> Self {
+        std::fs::create_dir_all(&path).unwrap();
+        let size = format!("size={kib}k");
+        let kind = Some("tmpfs");
+        mount(kind, &path, kind, MsFlags::empty(), Some(size.as_str())).unwrap();
+        let guard = Self(path);
+        let none = None::<&str>;
+        mount(none, &guard.0, none, MsFlags::MS_SHARED, none).unwrap();
+        guard
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for HostMount {
+    fn drop(&mut self) {
+        if let Err(errno) = umount2(&self.0, MntFlags::MNT_DETACH) {
+            eprintln!("{} can't be unmounted: {errno}", self.0.display());
+        }
+    }
 }
 
 impl Fixture {
@@ -75,6 +146,11 @@ impl Fixture {
             spec,
             shim,
         }
+    }
+
+    /// A path in the bundle.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     pub(crate) fn bundle(&self) -> Bundle {
@@ -129,17 +205,23 @@ impl Fixture {
 
     /// Nothing of the container is left.
     pub(crate) fn assert_clean(&self) {
+        self.assert_clean_but(Path::new("/no/mount"));
+    }
+
+    /// Nothing of the container is left; the test itself has something mounted at `own`.
+    pub(crate) fn assert_clean_but(&self, own: &Path) {
         for path in self.cgroups() {
             assert!(!path.exists(), "{} is left", path.display());
         }
         for name in ["shim.sock", "state.json", "exit.json"] {
-            assert!(!self.dir.path().join(name).exists(), "{name} is left");
+            assert!(!self.path(name).exists(), "{name} is left");
         }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(
-            !mounts.contains(self.dir.path().to_str().unwrap()),
-            "a mount is left"
-        );
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        let mut left = points
+            .map(Path::new)
+            .filter(|point| point.starts_with(self.path("")));
+        assert!(!left.any(|point| point != own), "a mount is left");
     }
 
     pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
@@ -177,7 +259,7 @@ impl Fixture {
 const APPLETS: &[&str] = &[
     "sh", "cat", "echo", "ls", "sleep", "true", "false", "id", "hostname", "mount", "grep", "head",
     "dd", "kill", "stty", "tty", "wc", "yes", "env", "pwd", "ps", "mknod", "unshare", "touch",
-    "sed", "readlink", "stat", "tail", "seq", "ip", "awk", "trap", "printf", "rm", "date",
+    "sed", "sort", "readlink", "stat", "tail", "seq", "ip", "awk", "trap", "printf", "rm", "date",
 ];
 
 /// `future`, which must not take longer than [`PATIENCE`].

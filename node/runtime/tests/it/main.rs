@@ -3,6 +3,12 @@
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod isolation;
+#[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod mishaps;
+#[cfg(test)]
 mod security;
+#[cfg(test)]
+mod unified;
