@@ -115,7 +115,11 @@ impl Engine {
     }
 
     /// Ends the actors; the shims go on.
-    pub(crate) fn stop(&self) {
+    pub(crate) async fn stop(&self) {
+        if let Err(err) = self.env.networks.delete_retired().await {
+            // The next start of the engine finds them.
+            tracing::warn!(err = chain(&err), "namespaces of ended containers are left");
+        }
         self.arbiters.stop();
     }
 

@@ -450,6 +450,6 @@ impl EngineHandle {
 
     /// Ends the actors. The containers live on.
     pub async fn shutdown(&self) {
-        self.engine.stop();
+        self.engine.stop().await;
     }
 }

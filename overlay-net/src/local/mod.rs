@@ -17,6 +17,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Why a local network operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +133,11 @@ pub struct LocalNet {
     tag: InstanceTag,
     netlink: rtnetlink::Handle,
     in_force: Arc<Mutex<InForce>>,
+    retired: Arc<Mutex<Vec<PathBuf>>>,
 }
+
+/// How long a namespace may wait for others to be cleared away with it.
+pub const RETIREMENT: Duration = Duration::from_millis(400);
 
 impl LocalNet {
     /// Opens the local networks of the network namespace that the calling thread is in.
@@ -151,6 +156,7 @@ impl LocalNet {
             tag,
             netlink,
             in_force: Arc::default(),
+            retired: Arc::default(),
         })
     }
 
@@ -248,6 +254,44 @@ impl LocalNet {
     /// When it can't be unmounted.
     pub async fn delete_netns(&self, path: &Path) -> Result<(), LocalNetError> {
         netns::delete(path.to_owned()).await
+    }
+
+    /// Unpins the namespace at `path` within [`RETIREMENT`], together with others that end meanwhile.
+    ///
+    /// The kernel takes tens of milliseconds to clear a namespace with links away, and a container that starts in that
+    /// time would wait for it. Until then the namespace is dead, but its address still answers: give it to nobody.
+    pub fn retire_netns(&self, path: &Path) {
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.push(path.to_owned());
+        if retired.len() > 1 {
+            // Whoever retired the first one has started the clock.
+            return;
+        }
+        drop(retired);
+        let net = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(RETIREMENT).await;
+            if let Err(err) = net.delete_retired().await {
+                tracing::warn!(
+                    err = &err as &dyn std::error::Error,
+                    "a network namespace stays until the next start"
+                );
+            }
+        });
+    }
+
+    /// Unpins every retired namespace now: before the daemon ends.
+    ///
+    /// # Errors
+    /// The last failure; the others are unpinned all the same.
+    pub async fn delete_retired(&self) -> Result<(), LocalNetError> {
+        let paths =
+            std::mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner));
+        if paths.is_empty() {
+            Ok(())
+        } else {
+            netns::delete_all(paths).await
+        }
     }
 
     /// Puts an interface into the namespace at `netns`, connected to a bridge, with address and default route.

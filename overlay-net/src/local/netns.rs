@@ -96,23 +96,40 @@ fn loopback_up() -> io::Result<()> {
 /// # Errors
 /// When it can't be unmounted.
 pub async fn delete(path: PathBuf) -> Result<(), LocalNetError> {
-    let target = path.clone();
-    on_own_thread(move || {
-        match umount2(&target, MntFlags::MNT_DETACH) {
+    delete_all(vec![path]).await
+}
+
+/// Unpins namespaces at once: the kernel clears away together what dies together, and holds the lock that every
+/// change of a link needs only once for all of them.
+pub(super) async fn delete_all(paths: Vec<PathBuf>) -> Result<(), LocalNetError> {
+    let unpin = |path: &PathBuf| {
+        match umount2(path, MntFlags::MNT_DETACH) {
             Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
             Err(errno) => return Err(errno.into()),
         }
-        match fs::remove_file(&target) {
+        match fs::remove_file(path) {
             Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
             _ => Ok(()),
         }
+    };
+    let action = "remove";
+    let done = on_own_thread(move || {
+        let failed = paths
+            .iter()
+            .filter_map(|path| Some((path.clone(), unpin(path).err()?)));
+        Ok(failed.collect::<Vec<_>>())
     })
-    .await
-    .map_err(|err| LocalNetError::Namespace {
-        action: "remove",
-        path,
-        err,
-    })
+    .await;
+    match done {
+        Ok(mut failed) => failed.pop().map_or(Ok(()), |(path, err)| {
+            Err(LocalNetError::Namespace { action, path, err })
+        }),
+        Err(err) => Err(LocalNetError::Namespace {
+            action,
+            path: PathBuf::new(),
+            err,
+        }),
+    }
 }
 
 /// A netlink connection inside the namespace at `path`. The socket stays in that namespace wherever it is polled.

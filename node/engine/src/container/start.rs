@@ -68,13 +68,17 @@ async fn undo(env: &Env, id: &ContainerId, made: Vec<Made>) {
                 .await
                 .map_err(|err| runtime_error("remove", *id)(&err)),
             Made::Ports => env.networks.unpublish(id).await,
-            Made::Link => env.networks.detach(id).await,
+            // The pair of links goes with its namespace.
+            Made::Link => Ok(()),
             Made::Address => env
                 .addresses
                 .send(ReleaseAddress(*id))
                 .await
                 .map_err(EngineError::from),
-            Made::Namespace(path) => env.networks.delete_netns(&path).await,
+            Made::Namespace(path) => {
+                env.networks.retire_netns(&path);
+                Ok(())
+            }
         };
         if let Err(err) = undone {
             // The next start of the engine finds what is left.

@@ -83,21 +83,27 @@ pub(crate) struct Ipam {
     subnet: Subnet,
     gateway: Ipv4Addr,
     taken: BTreeMap<Ipv4Addr, ContainerId>,
+    /// The last address given out. The next one comes after it, so that a freed address rests: neighbours forget it,
+    /// and the namespace that had it is cleared away.
+    last: Ipv4Addr,
 }
 
 impl Ipam {
     pub(crate) fn new(subnet: Subnet, gateway: Ipv4Addr) -> Self {
         Self {
+            last: subnet.network,
             subnet,
             gateway,
             taken: BTreeMap::new(),
         }
     }
 
-    /// The lowest free address.
+    /// The next free address after the last one, from the lowest again at the end.
     pub(crate) fn allocate(&mut self, holder: ContainerId) -> Result<Ipv4Addr> {
         let first = self.subnet.network.to_bits() + 1;
-        let free = (first..self.subnet.last())
+        let next = self.last.to_bits() + 1;
+        let free = (next..self.subnet.last())
+            .chain(first..next)
             .map(Ipv4Addr::from_bits)
             .find(|address| *address != self.gateway && !self.taken.contains_key(address));
         let address = free.ok_or_else(|| EngineError::Network {
@@ -105,6 +111,7 @@ impl Ipam {
             reason: format!("no available IPv4 addresses on subnet {}", self.subnet),
         })?;
         self.taken.insert(address, holder);
+        self.last = address;
         Ok(address)
     }
 
@@ -128,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_lowest_first_and_come_back() {
+    fn addresses_come_in_turn_and_come_back() {
         let (subnet, gateway) = Subnet::parse("10.0.0.1/29").unwrap();
         assert_eq!(subnet.to_string(), "10.0.0.0/29");
         let mut ipam = Ipam::new(subnet, gateway);

@@ -171,6 +171,19 @@ impl Networks {
             .map_err(network_error("delete the network namespace"))
     }
 
+    /// Lets a namespace go, with its links, together with others that end about now.
+    pub(crate) fn retire_netns(&self, path: &Path) {
+        self.local.retire_netns(path);
+    }
+
+    /// Lets every namespace go that waits for it.
+    pub(crate) async fn delete_retired(&self) -> Result<()> {
+        self.local
+            .delete_retired()
+            .await
+            .map_err(network_error("delete the network namespaces"))
+    }
+
     /// Connects a namespace to the bridge; gives the host's end and the hardware address.
     pub(crate) async fn attach(
         &self,
@@ -199,13 +212,6 @@ impl Networks {
             .map(|byte| format!("{byte:02x}"))
             .collect();
         Ok((attachment.host_link, mac.join(":")))
-    }
-
-    pub(crate) async fn detach(&self, id: &ContainerId) -> Result<()> {
-        self.local
-            .detach(&id.to_string(), INTERFACE)
-            .await
-            .map_err(network_error("detach the container from its network"))
     }
 
     /// Publishes every wish, each on the first free port of its range; all or none.
