@@ -134,6 +134,8 @@ pub struct LocalNet {
     netlink: rtnetlink::Handle,
     in_force: Arc<Mutex<InForce>>,
     retired: Arc<Mutex<Vec<PathBuf>>>,
+    /// Held while retired namespaces are unpinned.
+    clearing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// How long a namespace may wait for others to be cleared away with it.
@@ -157,6 +159,7 @@ impl LocalNet {
             netlink,
             in_force: Arc::default(),
             retired: Arc::default(),
+            clearing: Arc::default(),
         })
     }
 
@@ -245,6 +248,14 @@ impl LocalNet {
     /// # Errors
     /// When the kernel refuses; nothing is left then.
     pub async fn create_netns(&self, path: &Path) -> Result<(), LocalNetError> {
+        if path.exists() {
+            // The name may still be that of a retired one: a container that is started again.
+            let _clearing = self.clearing.lock().await;
+            let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+            retired.retain(|other| other != path);
+            drop(retired);
+            netns::delete(path.to_owned()).await?;
+        }
         netns::create(path.to_owned()).await
     }
 
@@ -285,6 +296,7 @@ impl LocalNet {
     /// # Errors
     /// The last failure; the others are unpinned all the same.
     pub async fn delete_retired(&self) -> Result<(), LocalNetError> {
+        let _clearing = self.clearing.lock().await;
         let paths =
             std::mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner));
         if paths.is_empty() {
