@@ -251,12 +251,15 @@ impl LocalNet {
         if path.exists() {
             // The name may still be that of a retired one: a container that is started again.
             let _clearing = self.clearing.lock().await;
-            let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-            retired.retain(|other| other != path);
-            drop(retired);
+            self.forget_retired(path);
             netns::delete(path.to_owned()).await?;
         }
         netns::create(path.to_owned()).await
+    }
+
+    fn forget_retired(&self, path: &Path) {
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.retain(|other| other != path);
     }
 
     /// Unpins the namespace at `path`; its links go with its last process. Harmless if it is not there.
