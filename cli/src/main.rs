@@ -14,9 +14,27 @@ mod terminal;
 use args::playground::PlaygroundCommand;
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    match shim_bundle(std::env::args_os()) {
+        Some(bundle) => shoal_runtime::shim_main(shoal_runtime::ShimArgs { bundle }),
+        None => parse_and_run(),
+    }
+}
+
+/// The bundle when this is a shim as the daemon starts it. There is one per container: it takes neither the time nor
+/// the memory of parsing all commands.
+fn shim_bundle(mut args: impl Iterator<Item = OsString>) -> Option<PathBuf> {
+    let (mode, flag, bundle) = (args.nth(1)?, args.next()?, args.next()?);
+    (mode == "shim" && flag == "--bundle" && args.next().is_none()).then(|| bundle.into())
+}
+
+/// Apart from `main`, so that its stack is not part of every shim.
+#[inline(never)]
+fn parse_and_run() -> ExitCode {
     let cli = Cli::parse();
     // These run before any thread exists: they change namespaces and fork.
     match &cli.command {
