@@ -172,14 +172,15 @@ impl Client {
         {
             trace.violation(format!("a good request was refused: {err}"));
         }
-        self.world.with_registers(|all: &mut BTreeMap<_, Register>| {
-            let register = all.entry(id).or_default();
-            match answer {
-                Ok(_) => register.acknowledged(value),
-                // Also what was refused may have taken effect at an earlier attempt of whoever passed it on.
-                Err(_) => register.unknown(value),
-            }
-        });
+        self.world
+            .with_registers(|all: &mut BTreeMap<_, Register>| {
+                let register = all.entry(id).or_default();
+                match answer {
+                    Ok(_) => register.acknowledged(value),
+                    // Also what was refused may have taken effect at an earlier attempt of whoever passed it on.
+                    Err(_) => register.unknown(value),
+                }
+            });
     }
 
     async fn ask(&mut self, request: &ControlRequest) -> Result<ControlResponse, CallError> {

@@ -157,7 +157,11 @@ impl FakeEngine {
         read: impl FnOnce(&Container) -> T,
     ) -> Result<T, RuntimeError> {
         let state = self.state.borrow();
-        state.containers.get(&id).map(read).ok_or_else(|| missing(id))
+        state
+            .containers
+            .get(&id)
+            .map(read)
+            .ok_or_else(|| missing(id))
     }
 }
 

@@ -68,9 +68,9 @@ async fn keep_manager(world: World, number: u64) {
             }
             Err(err) => {
                 let err = chain(&err);
-                world
-                    .trace()
-                    .note(format_args!("node{number} did not start its manager: {err}"));
+                world.trace().note(format_args!(
+                    "node{number} did not start its manager: {err}"
+                ));
                 // With the disk as it should be and the others away, only waiting for a place can fail.
                 if !err.contains(disk::INJECTED) && world.is_founded() {
                     let rule = format!("the manager of node{number} did not start: {err}");

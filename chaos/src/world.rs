@@ -93,7 +93,11 @@ impl World {
         };
         Self {
             seed,
-            machines: Arc::new((1..=NODES).map(|number| (number, machine(number))).collect()),
+            machines: Arc::new(
+                (1..=NODES)
+                    .map(|number| (number, machine(number)))
+                    .collect(),
+            ),
             trace,
             known: Arc::default(),
         }
@@ -124,9 +128,7 @@ impl World {
     pub(crate) fn fresh_seed(&self) -> u64 {
         let mut known = self.lock();
         known.starts += 1;
-        self.seed
-            .wrapping_mul(1_000_003)
-            .wrapping_add(known.starts)
+        self.seed.wrapping_mul(1_000_003).wrapping_add(known.starts)
     }
 
     /// Whether the cluster was founded.

@@ -242,7 +242,7 @@ fn sleepers(test: &TestCluster, host: &str) -> usize {
         .filter(|process| {
             let read = |file| std::fs::read(process.path().join(file)).unwrap_or_default();
             let ours = String::from_utf8_lossy(&read("cgroup")).contains(&parent);
-            ours && read("cmdline").starts_with(b"sleep\0100000")
+            ours && read("cmdline").starts_with(b"sleep\x00100000")
         })
         .count()
 }

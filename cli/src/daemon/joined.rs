@@ -48,9 +48,15 @@ pub(crate) enum JoinedError {
     #[error("failed to start the thread of the bulk port")]
     BulkThread(#[source] std::io::Error),
     #[error("failed to start the manager")]
-    Manager(#[from] ManagerError),
+    Manager(#[source] Box<ManagerError>),
     #[error("failed to start the agent")]
     Agent(#[source] shoal_agent::agent::StartError),
+}
+
+impl From<ManagerError> for JoinedError {
+    fn from(err: ManagerError) -> Self {
+        Self::Manager(Box::new(err))
+    }
 }
 
 /// One thread for the bulk port.

@@ -73,7 +73,7 @@ pub(crate) enum MembershipError {
     #[error("failed to use the node's certificate")]
     Files(#[from] FilesError),
     #[error(transparent)]
-    Joined(#[from] JoinedError),
+    Joined(Box<JoinedError>),
     #[error("failed to found a cluster")]
     Found(#[from] shoal_manager::manager::FoundingError),
     #[error("failed to use the new certificate")]
@@ -86,7 +86,7 @@ pub(crate) enum MembershipError {
     Join {
         addr: SocketAddr,
         #[source]
-        err: shoal_transport::join::JoinError,
+        err: Box<shoal_transport::join::JoinError>,
     },
     #[error("no address of a manager was given")]
     NoRemote,
@@ -100,17 +100,24 @@ impl MembershipError {
             Self::Address(_) | Self::Token(_) | Self::NoRemote | Self::Found(_) => {
                 ErrorCode::InvalidArgument
             }
-            Self::Join {
-                err: JoinError::Call(CallError::Remote(error)),
-                ..
-            } => error.code,
-            Self::Join { .. } => ErrorCode::Unavailable,
+            Self::Join { err, .. } => match &**err {
+                JoinError::Call(CallError::Remote(error)) => error.code,
+                JoinError::Call(_) | JoinError::Identity(_) | JoinError::WrongRoot { .. } => {
+                    ErrorCode::Unavailable
+                }
+            },
             Self::Record(_)
             | Self::Files(_)
             | Self::Joined(_)
             | Self::Identity(_)
             | Self::Forget(_) => ErrorCode::Internal,
         }
+    }
+}
+
+impl From<JoinedError> for MembershipError {
+    fn from(err: JoinedError) -> Self {
+        Self::Joined(Box::new(err))
     }
 }
 
@@ -351,7 +358,10 @@ impl Membership {
                 let availability = options.availability;
                 match join(&ports.calls, addr, token, key, availability, JOIN_DEADLINE).await {
                     Ok(joined) => return Ok(joined),
-                    Err(err) => failure = MembershipError::Join { addr, err },
+                    Err(err) => {
+                        let err = Box::new(err);
+                        failure = MembershipError::Join { addr, err };
+                    }
                 }
             }
         }

@@ -336,8 +336,7 @@ fn play_segment(
         segment::cut(disk, path, at).map_err(|err| LogError::io("write", path, err))?;
     } else if let Some(frame) = content.last_frame.filter(|_| is_last) {
         // A frame is written only after the sync of the one before: no other can be in doubt.
-        segment::make_durable(disk, path, frame)
-            .map_err(|err| LogError::io("write", path, err))?;
+        segment::make_durable(disk, path, frame).map_err(|err| LogError::io("write", path, err))?;
     }
     let mut highest = None;
     for record in content.records {

@@ -417,7 +417,7 @@ mod tests {
         }
         refused(&format!("a:{}", "t".repeat(129)), FORMAT);
         refused(
-            &format!("{}", "p".repeat(256)),
+            &"p".repeat(256),
             "repository name must not be more than 255 characters",
         );
         refused(

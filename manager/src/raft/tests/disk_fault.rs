@@ -5,8 +5,8 @@ use crate::consensus::{Consensus as _, ProposeError};
 use crate::raft::{Disk, DiskFile, RealDisk};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 #[derive(Clone, Default)]
 struct Faults {
