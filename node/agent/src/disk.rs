@@ -52,8 +52,8 @@ pub enum DiskError {
         #[source]
         err: io::Error,
     },
-    /// The record is damaged, or of a later version.
-    #[error("the agent's record can't be used")]
+    /// The record can't be encoded.
+    #[error("the agent's record can't be encoded")]
     Record(#[source] CodecError),
     /// The blocking thread was lost.
     #[error("the write of the agent's record was cut short")]
@@ -68,17 +68,37 @@ pub trait AgentDisk: Send + Sync + 'static {
 
     /// Replaces them; durable once this returns.
     async fn save(&self, bytes: Vec<u8>) -> Result<(), DiskError>;
+
+    /// Puts bytes that can't be used where no later [`Self::save`] touches them, and says where. A disk without such a
+    /// place gives nothing, and the next save replaces them.
+    async fn set_aside(&self) -> Result<Option<PathBuf>, DiskError> {
+        Ok(None)
+    }
 }
 
 impl AgentRecord {
-    /// Reads what was saved; nothing saved is an empty record.
+    /// Reads what was saved; nothing saved is an empty record, and so is a damaged one, which is set aside. Nothing is
+    /// lost by that: the managers' complete set names every task of this node, and containers that no record names
+    /// are left alone until it has come.
     ///
     /// # Errors
-    /// See [`DiskError`].
+    /// See [`DiskError`]. What can't be read at all may be readable later: it is not given up.
     pub async fn load(disk: &dyn AgentDisk) -> Result<Self, DiskError> {
-        match disk.load().await? {
-            Some(bytes) => codec::decode(&bytes).map_err(DiskError::Record),
-            None => Ok(Self::default()),
+        let Some(bytes) = disk.load().await? else {
+            return Ok(Self::default());
+        };
+        match codec::decode(&bytes) {
+            Ok(record) => Ok(record),
+            Err(err) => {
+                let aside = disk.set_aside().await?;
+                tracing::error!(
+                    err = &err as &dyn std::error::Error,
+                    ?aside,
+                    "the record of this node's assignments can't be used; it was set aside, and the managers are asked \
+                     for all assignments"
+                );
+                Ok(Self::default())
+            }
         }
     }
 
@@ -127,6 +147,28 @@ impl AgentDisk for FileDisk {
         });
         written.await.map_err(|_| DiskError::Cut)?
     }
+
+    async fn set_aside(&self) -> Result<Option<PathBuf>, DiskError> {
+        let path = self.path.clone();
+        let moved = tokio::task::spawn_blocking(move || {
+            set_aside(&path).map_err(|err| DiskError::Write { path, err })
+        });
+        moved.await.map_err(|_| DiskError::Cut)?.map(Some)
+    }
+}
+
+/// Damaged records that are kept for whoever looks into it; after that the newest replaces the last.
+const DAMAGED_KEPT_MAX: u32 = 8;
+
+fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let place = |number: u32| path.with_extension(format!("damaged-{number}"));
+    let free = (1..DAMAGED_KEPT_MAX)
+        .map(place)
+        .find(|place| !place.exists());
+    let target = free.unwrap_or_else(|| place(DAMAGED_KEPT_MAX));
+    std::fs::rename(path, &target)?;
+    std::fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+    Ok(target)
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -138,4 +180,25 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
     std::fs::File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_damaged_record_is_kept_aside_and_the_agent_starts_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = FileDisk::new(folder.path());
+        for (number, bytes) in [(1, &b""[..]), (2, b"\xff\xff garbage"), (3, b"\x01\xff")] {
+            disk.save(bytes.to_vec()).await.unwrap();
+            let record = AgentRecord::load(&disk).await.unwrap();
+            assert_eq!(record, AgentRecord::default());
+            let aside = folder.path().join(format!("assignments.damaged-{number}"));
+            assert_eq!(std::fs::read(aside).unwrap(), bytes);
+            assert!(disk.load().await.unwrap().is_none());
+        }
+        AgentRecord::default().save(&disk).await.unwrap();
+        assert!(disk.load().await.unwrap().is_some());
+    }
 }

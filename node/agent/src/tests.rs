@@ -458,6 +458,24 @@ async fn a_restarted_agent_keeps_its_tasks_and_removes_strangers_after_a_complet
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_damaged_record_keeps_containers_until_the_complete_set_claims_them() {
+    let mut fixture = Fixture::new().await;
+    let mut manager = fixture.session(vec![task()]).await;
+    manager.until_state(ID, TaskState::Running).await;
+    fixture.agent.shutdown().await;
+    *fixture.disk.0.lock().unwrap() = Some(b"\xff\xffgarbage".to_vec());
+
+    let mut fixture = start(fixture.runtime, fixture.disk).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(fixture.runtime.running(), 1, "nothing is guessed");
+    while fixture.sessions.try_recv().is_ok() {}
+    let mut manager = fixture.session(vec![task()]).await;
+    manager.until_state(ID, TaskState::Running).await;
+    assert_eq!((fixture.runtime.running(), fixture.runtime.len()), (1, 1));
+    assert_eq!(manager.statuses[&ID].restarts, 0, "the container was found");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_missing_volume_rejects_the_task_with_the_reason() {
     let mut fixture = Fixture::new().await;
     *fixture.runtime.missing_volume.lock().unwrap() = true;

@@ -3,6 +3,7 @@
 use crate::error::{EngineError, Result};
 use crate::info::{ContainerInfo, ContainerStatus};
 use crate::requests::ListFilter;
+use regex::{Regex, RegexBuilder};
 use shoal_image::ImageStore;
 use shoal_model::{Labels, Timestamp};
 use std::sync::Arc;
@@ -27,7 +28,11 @@ pub(crate) fn select(
     }
     all.sort_by_key(|info| std::cmp::Reverse((info.created, info.id)));
     let bounds = Bounds::find(&all, filter)?;
-    let ancestors = ancestors(filter, images);
+    let names = filter.filters.get("name").map_or(&[][..], Vec::as_slice);
+    let known = Known {
+        ancestors: ancestors(filter, images),
+        names: NamePatterns::parse(names)?,
+    };
     let every = filter.all
         || filter.limit > 0
         || ["status", "exited"]
@@ -45,7 +50,7 @@ pub(crate) fn select(
                 info.state.status,
                 ContainerStatus::Running | ContainerStatus::Paused | ContainerStatus::Restarting
             );
-        if visible && bounds.contain(&info) && matches_all(&info, filter, &ancestors)? {
+        if visible && bounds.contain(&info) && matches_all(&info, filter, &known)? {
             selected.push((*info).clone());
         }
         if selected.len() == limit {
@@ -53,6 +58,13 @@ pub(crate) fn select(
         }
     }
     Ok(selected)
+}
+
+/// What is worked out once for a whole list.
+struct Known {
+    /// Image ids that `ancestor` names.
+    ancestors: Vec<String>,
+    names: NamePatterns,
 }
 
 /// Creation times between which a container must be.
@@ -93,9 +105,9 @@ fn ancestors(filter: &ListFilter, images: &ImageStore) -> Vec<String> {
         .collect()
 }
 
-fn matches_all(info: &ContainerInfo, filter: &ListFilter, ancestors: &[String]) -> Result<bool> {
+fn matches_all(info: &ContainerInfo, filter: &ListFilter, known: &Known) -> Result<bool> {
     for (key, values) in &filter.filters {
-        if !values.is_empty() && !matches_key(info, key, values, ancestors)? {
+        if !values.is_empty() && !matches_key(info, key, values, known)? {
             return Ok(false);
         }
     }
@@ -106,13 +118,13 @@ fn matches_key(
     info: &ContainerInfo,
     key: &str,
     values: &[String],
-    ancestors: &[String],
+    known: &Known,
 ) -> Result<bool> {
     let id = info.id.to_string();
     let any = |test: &dyn Fn(&String) -> bool| values.iter().any(test);
     Ok(match key {
         "id" => any(&|value| id.starts_with(value.as_str())),
-        "name" => any(&|value| name_matches(&info.name, value)),
+        "name" => known.names.match_container(&info.name),
         "label" => labels_match(&info.config.labels, values),
         "label!" => !labels_match(&info.config.labels, values),
         "status" => {
@@ -132,7 +144,7 @@ fn matches_key(
                 && !info.state.status.is_running()
                 && codes.contains(&info.state.exit_code)
         }
-        "ancestor" => ancestors.contains(&info.image_id) || values.contains(&info.config.image),
+        "ancestor" => known.ancestors.contains(&info.image_id) || values.contains(&info.config.image),
         "volume" => any(&|value| {
             info.mounts
                 .iter()
@@ -189,18 +201,30 @@ fn check_status(values: &[String]) -> Result<()> {
     }
 }
 
-/// Docker matches a regular expression; here `^` and `$` anchor, everything else is plain text.
-fn name_matches(name: &str, pattern: &str) -> bool {
-    let pattern = pattern.strip_prefix('/').unwrap_or(pattern);
-    let (start, rest) = match pattern.strip_prefix('^') {
-        Some(rest) => (true, rest.strip_prefix('/').unwrap_or(rest)),
-        None => (false, pattern),
-    };
-    match (start, rest.strip_suffix('$')) {
-        (true, Some(exact)) => name == exact,
-        (true, None) => name.starts_with(rest),
-        (false, Some(end)) => name.ends_with(end),
-        (false, None) => name.contains(rest),
+/// Bytes that a compiled pattern may take: 1 MiB.
+const PATTERN_BYTES_MAX: usize = 1 << 20;
+
+/// The regular expressions of a `name` filter; none match everything. They match anywhere unless anchored.
+pub(crate) struct NamePatterns(Vec<Regex>);
+
+impl NamePatterns {
+    pub(crate) fn parse(patterns: &[String]) -> Result<Self> {
+        let compile = |pattern: &String| {
+            RegexBuilder::new(pattern)
+                .size_limit(PATTERN_BYTES_MAX)
+                .build()
+                .map_err(|err| EngineError::invalid("filter", format!("name={pattern}: {err}")))
+        };
+        patterns.iter().map(compile).collect::<Result<_>>().map(Self)
+    }
+
+    pub(crate) fn matches(&self, name: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|pattern| pattern.is_match(name))
+    }
+
+    /// Docker's containers have a slash before the name, and their patterns may have it or not.
+    fn match_container(&self, name: &str) -> bool {
+        self.matches(name) || self.matches(&format!("/{name}"))
     }
 }
 
@@ -226,10 +250,22 @@ mod tests {
             ("web1", "web", true),
             ("web1", "^web$", false),
             ("web", "^/web$", true),
+            ("web", "^web$", true),
             ("my-web", "^web", false),
             ("my-web", "web$", true),
+            ("web12", "^web[0-9]+$", true),
+            ("db", "^(web|db)$", true),
         ] {
-            assert_eq!(name_matches(name, pattern), expected, "{name} {pattern}");
+            let patterns = NamePatterns::parse(&[pattern.to_owned()]).unwrap();
+            assert_eq!(patterns.match_container(name), expected, "{name} {pattern}");
+        }
+    }
+
+    #[test]
+    fn a_bad_pattern_is_refused() {
+        for bad in ["(", "a{1000}{1000}{1000}"] {
+            let err = NamePatterns::parse(&[bad.to_owned()]).err().unwrap();
+            assert!(err.to_string().contains(&format!("name={bad}")), "{err}");
         }
     }
 

@@ -7,7 +7,7 @@ use crate::handle::EngineHandle;
 use crate::host;
 use crate::images::{self, FindPull, JoinPull, PullRequest, image_error, image_event};
 use crate::info::{EngineInfo, NetworkInfo, VolumeInfo};
-use crate::list::labels_match;
+use crate::list::{NamePatterns, labels_match};
 use crate::mounts::VolumeWish;
 use crate::requests::{EventFilter, Pruned, VolumeCreate};
 use crate::supervisor::All;
@@ -25,9 +25,9 @@ use tokio::sync::mpsc;
 
 type Filters = BTreeMap<String, Vec<String>>;
 
-/// Refuses unknown filters of a prune; gives the time that `until` names.
+/// Refuses unknown filters of a prune of containers; gives the time that `until` names.
 pub(crate) fn prune_filters(filters: &Filters) -> Result<Option<Timestamp>> {
-    check_keys(filters, &["label", "label!", "until", "all"])?;
+    check_keys(filters, &["label", "label!", "until"])?;
     let Some(text) = filters.get("until").and_then(|values| values.first()) else {
         return Ok(None);
     };
@@ -250,12 +250,12 @@ impl EngineHandle {
     /// A bad filter.
     pub async fn volume_list(&self, filters: Filters) -> Result<Vec<VolumeInfo>> {
         check_keys(&filters, &["name", "label", "dangling", "driver"])?;
+        let names = filters.get("name").map_or(&[][..], Vec::as_slice);
+        let patterns = NamePatterns::parse(names)?;
         let mut volumes = self.engine.env.volumes.send(ListVolumes).await?;
         volumes.retain(|volume| {
             filters.iter().all(|(key, values)| match key.as_str() {
-                "name" => values
-                    .iter()
-                    .any(|value| volume.name.contains(value.as_str())),
+                "name" => patterns.matches(&volume.name),
                 "label" => labels_match(&volume.labels, values),
                 "driver" => values.contains(&volume.driver),
                 _ => values.iter().any(|value| {
@@ -283,12 +283,12 @@ impl EngineHandle {
         }
     }
 
-    /// Removes unused anonymous volumes; with filter `all=true` named ones too.
+    /// Removes unused anonymous volumes; with filter `all=true` named ones too. Further filters: `label`, `label!`.
     ///
     /// # Errors
-    /// A bad filter.
+    /// A bad filter: `until` too, as in Docker, because nobody knows when a volume was last used.
     pub async fn volume_prune(&self, filters: Filters) -> Result<Pruned> {
-        prune_filters(&filters)?;
+        check_keys(&filters, &["label", "label!", "all"])?;
         let every = filters
             .get("all")
             .is_some_and(|values| values.iter().any(|v| matches!(v.as_str(), "true" | "1")));

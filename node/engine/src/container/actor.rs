@@ -41,6 +41,8 @@ pub(crate) struct Snapshot {
 pub(crate) struct Run {
     pub(crate) shim: ShimHandle,
     pub(crate) number: u64,
+    /// An earlier engine began it.
+    adopted: bool,
     prober: Option<tokio::task::AbortHandle>,
 }
 
@@ -98,6 +100,7 @@ impl ContainerActor {
         let run = shim.map(|shim| Run {
             shim,
             number: 1,
+            adopted: true,
             prober: None,
         });
         let mut actor = Self {
@@ -222,6 +225,7 @@ impl ContainerActor {
         self.run = Some(Run {
             shim: started.shim,
             number: self.runs,
+            adopted: false,
             prober: None,
         });
         self.health = health::command(&self.record.config).map(|_| health::fresh());
@@ -283,6 +287,7 @@ impl ContainerActor {
                 identity,
                 run: run.number,
                 started,
+                at_once: run.adopted,
             };
             let task = actor.env.runtime.spawn(health::probe_loop(prober));
             run.prober = Some(task.abort_handle());

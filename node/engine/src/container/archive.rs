@@ -14,7 +14,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::unistd::{Gid, Uid, fchownat, symlinkat};
 use shoal_model::Timestamp;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -389,8 +389,35 @@ impl io::Read for Feed {
     }
 }
 
+/// The largest zstd window that is accepted, as a power of two: 128 MiB, the format's own recommendation.
+const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+/// Bytes that tell how an archive is compressed.
+const MAGIC_BYTES: u64 = 6;
+
+/// The tar inside: plain, gzip or zstd. Docker also knows bzip2 and xz, which are refused by name.
+fn decompressed(mut source: impl io::Read + 'static) -> io::Result<Box<dyn io::Read>> {
+    let mut magic = Vec::new();
+    io::Read::take(&mut source, MAGIC_BYTES).read_to_end(&mut magic)?;
+    let whole = io::BufReader::with_capacity(PIECE_BYTES, io::Read::chain(io::Cursor::new(magic.clone()), source));
+    let refuse = |name: &str| {
+        let text = format!("it is compressed with {name}, which is not supported (gzip and zstd are)");
+        Err(io::Error::new(io::ErrorKind::InvalidData, text))
+    };
+    match *magic {
+        [0x1f, 0x8b, ..] => Ok(Box::new(flate2::bufread::MultiGzDecoder::new(whole))),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(whole)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            Ok(Box::new(decoder))
+        }
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => refuse("bzip2"),
+        [0xfd, b'7', b'z', b'X', b'Z', 0] => refuse("xz"),
+        _ => Ok(Box::new(whole)),
+    }
+}
+
 fn unpack(base: &Root, reader: Feed, options: ArchivePutOptions) -> io::Result<()> {
-    let mut archive = tar::Archive::new(reader);
+    let mut archive = tar::Archive::new(decompressed(reader)?);
     for entry in archive.entries()? {
         let mut entry = entry?;
         let path = normal(&entry.path()?);
@@ -420,7 +447,7 @@ fn unpack_entry(
     base: &Root,
     parent: &OwnedFd,
     name: &Path,
-    entry: &mut tar::Entry<'_, Feed>,
+    entry: &mut tar::Entry<'_, Box<dyn io::Read>>,
     options: ArchivePutOptions,
 ) -> io::Result<()> {
     let header = entry.header().clone();

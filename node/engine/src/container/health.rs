@@ -95,6 +95,8 @@ pub(crate) struct Prober {
     pub(crate) identity: Identity,
     pub(crate) run: u64,
     pub(crate) started: Timestamp,
+    /// The container ran already when this engine came: what it knew of its health is gone, so ask at once.
+    pub(crate) at_once: bool,
 }
 
 /// Probes until the container's run is over.
@@ -103,6 +105,7 @@ pub(crate) async fn probe_loop(prober: Prober) {
         return;
     };
     let mut status = HealthStatus::Starting;
+    let mut at_once = prober.at_once;
     loop {
         let since_start = crate::clock::now().since(prober.started);
         let starting = status == HealthStatus::Starting
@@ -112,7 +115,9 @@ pub(crate) async fn probe_loop(prober: Prober) {
         } else {
             or(check.interval_ns, INTERVAL_DEFAULT)
         };
-        tokio::time::sleep(pause).await;
+        if !std::mem::take(&mut at_once) {
+            tokio::time::sleep(pause).await;
+        }
         let probe = run_probe(&prober, &check).await;
         let done = ProbeDone {
             run: prober.run,

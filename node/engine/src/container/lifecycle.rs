@@ -5,7 +5,7 @@ use super::record::{Phase, StateRecord};
 use super::start::{self, runtime_error};
 use super::streams;
 use crate::actors::message;
-use crate::config::{ContainerConfig, Fencing};
+use crate::config::{ContainerConfig, Fencing, RestartPolicy};
 use crate::disk::{self, Durability, blocking};
 use crate::error::{EngineError, Result, chain};
 use crate::info::ContainerStatus;
@@ -13,12 +13,13 @@ use crate::requests::{AttachOptions, AttachStreams, ContainerUpdate};
 use crate::supervisor::Forget;
 use crate::volume::{RemoveVolume, UnuseVolumes};
 use actix::{
-    ActorFutureExt as _, AsyncContext as _, AtomicResponse, Context, Handler, ResponseActFuture,
+    ActorFutureExt as _, AsyncContext as _, AtomicResponse, Context, Handler,
     ResponseFuture, WrapFuture as _,
 };
 use futures_util::FutureExt as _;
 use shoal_runtime::{ShimError, ShimHandle};
 use std::sync::Arc;
+use tokio::sync::oneshot;
 
 type Atomic<T> = AtomicResponse<ContainerActor, T>;
 
@@ -55,6 +56,15 @@ impl ContainerActor {
     fn save(&self, durability: Durability) -> impl Future<Output = Result<()>> + use<> {
         let (dir, state): (_, StateRecord) = (self.dir.clone(), self.state.clone());
         blocking("state record", move || dir.write_state(&state, durability))
+    }
+
+    /// Writes the state before this actor does anything else: a later state must not be overwritten by this one.
+    fn save_first(&self, ctx: &mut Context<Self>) -> oneshot::Receiver<Result<()>> {
+        let (done, written) = oneshot::channel();
+        let saving = self.save(Durability::Cached).into_actor(self);
+        // Whoever asked may have gone.
+        ctx.wait(saving.map(|saved, _, _| drop(done.send(saved))));
+        written
     }
 }
 
@@ -161,10 +171,21 @@ impl Handler<Signal> for ContainerActor {
         };
         let was_paused = self.state.phase == Phase::Paused;
         let id = self.record.id;
+        // Before the signal: an engine that finds the container ended must know that the user wanted that.
+        let noted = (self.stopping && self.record.restart_policy() != RestartPolicy::No)
+            .then(|| self.save_first(ctx));
         if purpose == Purpose::Kill {
             self.tell(self.event("kill").with("signal", number.to_string()), ctx);
         }
         let work = self.env.runtime.spawn(async move {
+            match noted {
+                // Only told: a full disk must not keep a container from being stopped.
+                Some(noted) => match noted.await {
+                    Ok(Ok(())) | Err(_) => {}
+                    Ok(Err(err)) => tracing::warn!(container_id = %id, err = chain(&err), "the user's stop was not recorded"),
+                },
+                None => {}
+            }
             match shim.kill(number, false).await {
                 // It has ended in this very moment: that is what the signal was for.
                 Ok(()) | Err(ShimError::WrongState { .. } | ShimError::Lost { .. }) => {}
@@ -299,7 +320,7 @@ pub(crate) struct Update(pub(crate) ContainerUpdate);
 message!(Update => Result<()>);
 
 impl Handler<Update> for ContainerActor {
-    type Result = ResponseActFuture<Self, Result<()>>;
+    type Result = Atomic<Result<()>>;
 
     fn handle(&mut self, message: Update, _: &mut Self::Context) -> Self::Result {
         let ContainerUpdate {
@@ -311,7 +332,7 @@ impl Handler<Update> for ContainerActor {
             let err = EngineError::conflict(
                 "restart policy cannot be updated because AutoRemove is enabled for the container",
             );
-            return Box::pin(std::future::ready(Err(err)).into_actor(self));
+            return now(self, Err(err));
         }
         config.host.restart_policy = restart_policy.unwrap_or(config.host.restart_policy);
         let changed = resources.is_some();
@@ -337,13 +358,13 @@ impl Handler<Update> for ContainerActor {
             })
             .await
         });
-        Box::pin(work.into_actor(self).map(|written, actor, ctx| {
+        AtomicResponse::new(Box::pin(work.into_actor(self).map(|written, actor, ctx| {
             actor.record =
                 Arc::new(written.map_err(|_| EngineError::WorkLost { what: "update" })??);
             actor.publish();
             actor.tell(actor.event("update"), ctx);
             Ok(())
-        }))
+        })))
     }
 }
 

@@ -195,7 +195,6 @@ async fn recover_one(env: &Arc<Env>, name: &str, path: PathBuf) -> Result<Option
             reason: "it is missing".to_owned(),
         })?;
     let mut state = read_state(&dir, id);
-    let was_running = matches!(state.phase, Phase::Running | Phase::Paused);
     let existing = ShimHandle::attach_existing(&dir.bundle())
         .await
         .map_err(|err| super::start::runtime_error("find the shim of", id)(&err))?;
@@ -216,12 +215,7 @@ async fn recover_one(env: &Arc<Env>, name: &str, path: PathBuf) -> Result<Option
         );
     }
     let start = shim.is_none()
-        && restart::wanted_at_boot(
-            record.restart_policy(),
-            was_running,
-            state.stopped_by_user,
-            state.exit_code,
-        );
+        && restart::wanted_at_boot(record.restart_policy(), &state);
     let image = env.image(&record.image_id);
     let lease = match &image {
         Ok(image) => env.images.lease(image, name).ok(),

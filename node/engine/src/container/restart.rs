@@ -1,5 +1,6 @@
 //! When an ended container is started again, and after how long: Docker's rules.
 
+use super::record::StateRecord;
 use crate::config::RestartPolicy;
 use std::time::Duration;
 
@@ -37,19 +38,15 @@ pub(crate) fn wanted(policy: RestartPolicy, exit_code: i32, restarts: u32) -> bo
     }
 }
 
-/// Whether a container that does not run is started when the engine starts.
-pub(crate) fn wanted_at_boot(
-    policy: RestartPolicy,
-    was_running: bool,
-    stopped_by_user: bool,
-    exit_code: i32,
-) -> bool {
-    match policy {
-        RestartPolicy::No => false,
-        RestartPolicy::Always => was_running || stopped_by_user,
-        RestartPolicy::UnlessStopped => was_running && !stopped_by_user,
-        RestartPolicy::OnFailure { .. } => was_running && exit_code != 0,
-    }
+/// Whether a container that does not run is started when the engine starts: whether it ended while no engine was
+/// there, or waited for its restart, makes no difference, and one that never ran is not started. `always` overrides
+/// the user's stop, as in Docker.
+pub(crate) fn wanted_at_boot(policy: RestartPolicy, state: &StateRecord) -> bool {
+    let allowed = match policy {
+        RestartPolicy::UnlessStopped | RestartPolicy::OnFailure { .. } => !state.stopped_by_user,
+        RestartPolicy::No | RestartPolicy::Always => true,
+    };
+    state.started_at.is_some() && allowed && wanted(policy, state.exit_code, state.restart_count)
 }
 
 #[cfg(test)]
@@ -88,15 +85,32 @@ mod tests {
 
     #[test]
     fn a_start_of_the_engine_respects_the_users_stop() {
-        assert!(wanted_at_boot(RestartPolicy::Always, false, true, 0));
-        assert!(!wanted_at_boot(RestartPolicy::Always, false, false, 0));
-        assert!(!wanted_at_boot(
-            RestartPolicy::UnlessStopped,
-            false,
-            true,
-            137
-        ));
-        assert!(wanted_at_boot(RestartPolicy::UnlessStopped, true, false, 0));
-        assert!(!wanted_at_boot(RestartPolicy::No, true, false, 1));
+        use RestartPolicy::{Always, No, OnFailure, UnlessStopped};
+        let failure = OnFailure { retries_max: 2 };
+        for (policy, ran, stopped, exit_code, restart_count, expected) in [
+            (Always, true, true, 137, 0, true),
+            (Always, true, false, 0, 9, true),
+            (Always, false, false, 0, 0, false),
+            (UnlessStopped, true, true, 137, 0, false),
+            (UnlessStopped, true, false, 0, 9, true),
+            (failure, true, false, 1, 1, true),
+            (failure, true, false, 0, 1, false),
+            (failure, true, false, 1, 2, false),
+            (failure, true, true, 143, 0, false),
+            (No, true, false, 1, 0, false),
+        ] {
+            let state = StateRecord {
+                started_at: ran.then(Default::default),
+                stopped_by_user: stopped,
+                exit_code,
+                restart_count,
+                ..StateRecord::default()
+            };
+            assert_eq!(
+                wanted_at_boot(policy, &state),
+                expected,
+                "{policy:?} {state:?}"
+            );
+        }
     }
 }

@@ -288,7 +288,8 @@ async fn connect(
             if wishes.is_empty() {
                 Ok(Vec::new())
             } else {
-                env.networks.publish(&record.id, address, &wishes).await
+                let published = env.networks.publish(&record.id, address, &wishes).await;
+                name_holder(env, published).await
             }
         });
     if published.as_ref().is_ok_and(|ports| !ports.is_empty()) {
@@ -301,6 +302,32 @@ async fn connect(
     }
     network.lease.ports = published?;
     Ok(())
+}
+
+/// The network knows containers by id only; users want the name too.
+async fn name_holder<T>(env: &Env, published: Result<T>) -> Result<T> {
+    let Err(EngineError::PortTaken {
+        address,
+        port,
+        holder,
+    }) = published
+    else {
+        return published;
+    };
+    let id = holder.trim_matches('`');
+    let holder = match id.parse::<ContainerId>() {
+        Ok(_) => match crate::supervisor::resolve(env, id).await {
+            Ok(entry) => format!("container {} ({id})", entry.info().name),
+            // It is being removed.
+            Err(_) => holder,
+        },
+        Err(_) => holder,
+    };
+    Err(EngineError::PortTaken {
+        address,
+        port,
+        holder,
+    })
 }
 
 fn port_wishes(config: &ContainerConfig) -> Vec<PortWish> {

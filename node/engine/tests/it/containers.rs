@@ -1,6 +1,6 @@
 //! The life of containers.
 
-use crate::support::{Site, Test, block_on, eventually, shell};
+use crate::support::{Site, Test, block_on, eventually, log_text, run, shell};
 use futures_util::StreamExt as _;
 use shoal_engine::{
     AttachOptions, ContainerStatus, EngineError, EngineHandle, ErrorKind, ExecConfig, ListFilter,
@@ -30,27 +30,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("pause_rename_and_update_show", pause_rename),
     ("files_go_in_and_out", copy),
 ];
-
-async fn run(
-    engine: &EngineHandle,
-    config: shoal_engine::ContainerConfig,
-) -> (String, i32, String) {
-    let id = engine.create(None, config).await.unwrap().id.to_string();
-    engine.start_container(&id).await.unwrap();
-    let code = engine
-        .wait(&id, WaitCondition::NotRunning)
-        .await
-        .unwrap()
-        .exit_code;
-    let output = log_text(engine, &id).await;
-    (id, code, output)
-}
-
-async fn log_text(engine: &EngineHandle, id: &str) -> String {
-    let entries = engine.logs(id, LogOptions::default()).await.unwrap();
-    let lines: Vec<_> = entries.map(|entry| entry.unwrap().line).collect().await;
-    String::from_utf8(lines.concat()).unwrap()
-}
 
 fn runs_and_logs() {
     block_on(async {

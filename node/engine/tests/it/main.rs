@@ -7,6 +7,8 @@
 
 mod bench;
 mod containers;
+mod objects;
+mod options;
 mod restart;
 mod support;
 
@@ -23,5 +25,11 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("engine") {
         return restart::engine_process();
     }
-    support::run_all(&[containers::TESTS, restart::TESTS, bench::TESTS])
+    support::run_all(&[
+        containers::TESTS,
+        options::TESTS,
+        objects::TESTS,
+        restart::TESTS,
+        bench::TESTS,
+    ])
 }

@@ -1,6 +1,7 @@
 //! The engine ends, in order or not, and starts again.
 
-use crate::support::{self, Site, Test, block_on, eventually, shell};
+use crate::support::{self, Site, Test, block_on, eventually, launch, shell, until_info};
+use shoal_engine::info::HealthStatus;
 use shoal_engine::{ContainerStatus, EngineHandle, RestartPolicy, WaitCondition};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode};
@@ -12,6 +13,8 @@ pub(crate) const TESTS: &[Test] = &[
         "a_lost_shim_is_told_and_the_policy_starts_it_again",
         lost_shim,
     ),
+    ("policies_decide_what_a_new_engine_starts", policies_at_start),
+    ("health_is_asked_at_once_after_the_engine", health_again),
     ("a_killed_engine_leaves_nothing_half_made", killed_engine),
     (
         "a_record_that_can_not_be_recovered_is_put_aside",
@@ -115,6 +118,90 @@ fn lost_shim() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert!(seen.is_some(), "the container was not started again");
+        site.close(engine).await;
+    });
+}
+
+fn policies_at_start() {
+    block_on(async {
+        let site = Site::new();
+        let engine = site.engine_with_image().await;
+        let flags = site.path().join("flags");
+        std::fs::create_dir(&flags).unwrap();
+        let failure = RestartPolicy::OnFailure { retries_max: 0 };
+        let with = |policy, line: &str| {
+            let mut config = shell(line);
+            config.host.restart_policy = policy;
+            config.host.binds = vec![format!("{}:/flags", flags.display())];
+            config
+        };
+        let deaf = "exec sleep 1000";
+        // It crashes until the flag is there: when the engine ends, it waits for its next restart.
+        let crashing = "[ -e /flags/go ] && exec sleep 1000; exit 1";
+        let ended = launch(&engine, None, with(RestartPolicy::UnlessStopped, deaf)).await;
+        let stopped = launch(&engine, None, with(RestartPolicy::UnlessStopped, deaf)).await;
+        let always = launch(&engine, None, with(RestartPolicy::Always, deaf)).await;
+        let never = launch(&engine, None, with(RestartPolicy::No, deaf)).await;
+        let failed = launch(&engine, None, with(failure, deaf)).await;
+        let waits = launch(&engine, None, with(failure, crashing)).await;
+        let fresh = engine.create(None, with(RestartPolicy::Always, deaf)).await;
+        let fresh = fresh.unwrap().id.to_string();
+        for id in [&stopped, &always] {
+            engine.stop(id, Some(Duration::ZERO), None).await.unwrap();
+        }
+        until_info(&engine, &waits, "restarted", |info| info.restart_count > 2).await;
+        let mut pids = Vec::new();
+        for id in [&ended, &never, &failed] {
+            pids.push(engine.inspect(id).await.unwrap().state.pid);
+        }
+        engine.shutdown().await;
+        drop(engine);
+        for pid in pids {
+            let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+        std::fs::write(flags.join("go"), "").unwrap();
+        let engine = reopen(&site).await;
+        for id in [&ended, &always, &failed, &waits] {
+            until_info(&engine, id, "running", |info| info.state.pid != 0).await;
+        }
+        for (id, status) in [
+            (&stopped, ContainerStatus::Exited),
+            (&never, ContainerStatus::Exited),
+            (&fresh, ContainerStatus::Created),
+        ] {
+            assert_eq!(engine.inspect(id).await.unwrap().state.status, status);
+        }
+        site.close(engine).await;
+    });
+}
+
+fn health_again() {
+    block_on(async {
+        let site = Site::new();
+        let engine = site.engine_with_image().await;
+        let mut config = shell("sleep 1000");
+        let start_period = Duration::from_millis(300);
+        config.healthcheck = Some(shoal_model::spec::Healthcheck {
+            test: ["CMD", "true"].map(str::to_owned).to_vec(),
+            interval_ns: 3_600_000_000_000,
+            start_interval_ns: 5_000_000,
+            start_period_ns: 300_000_000,
+            ..Default::default()
+        });
+        let id = launch(&engine, None, config).await;
+        let started = std::time::Instant::now();
+        let is_healthy = |info: &shoal_engine::ContainerInfo| {
+            let health = info.state.health.as_ref();
+            health.is_some_and(|health| health.status == HealthStatus::Healthy)
+        };
+        until_info(&engine, &id, "healthy", is_healthy).await;
+        engine.shutdown().await;
+        drop(engine);
+        // Past the start period the interval counts, which is an hour.
+        tokio::time::sleep(start_period.saturating_sub(started.elapsed())).await;
+        let engine = reopen(&site).await;
+        until_info(&engine, &id, "healthy", is_healthy).await;
         site.close(engine).await;
     });
 }

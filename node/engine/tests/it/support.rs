@@ -1,6 +1,10 @@
 //! Engines of tests, the image they run, and the harness.
 
-use shoal_engine::{ContainerConfig, EngineHandle, EngineOptions, RemoveOptions};
+use futures_util::StreamExt as _;
+use shoal_engine::{
+    ContainerConfig, ContainerInfo, EngineHandle, EngineOptions, LogOptions, RemoveOptions,
+    WaitCondition,
+};
 use std::io::Write as _;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -294,5 +298,58 @@ pub(crate) fn shell(line: &str) -> ContainerConfig {
         image: "busybox".to_owned(),
         cmd: Some(vec!["sh".to_owned(), "-c".to_owned(), line.to_owned()]),
         ..ContainerConfig::default()
+    }
+}
+
+/// Runs a container to its end: its id, exit code and output.
+pub(crate) async fn run(
+    engine: &EngineHandle,
+    config: ContainerConfig,
+) -> (String, i32, String) {
+    let id = engine.create(None, config).await.unwrap().id.to_string();
+    engine.start_container(&id).await.unwrap();
+    let code = engine
+        .wait(&id, WaitCondition::NotRunning)
+        .await
+        .unwrap()
+        .exit_code;
+    let output = log_text(engine, &id).await;
+    (id, code, output)
+}
+
+/// What it has written.
+pub(crate) async fn log_text(engine: &EngineHandle, id: &str) -> String {
+    let entries = engine.logs(id, LogOptions::default()).await.unwrap();
+    let lines: Vec<_> = entries.map(|entry| entry.unwrap().line).collect().await;
+    String::from_utf8(lines.concat()).unwrap()
+}
+
+/// Creates and starts a container; gives its id.
+pub(crate) async fn launch(
+    engine: &EngineHandle,
+    name: Option<&str>,
+    config: ContainerConfig,
+) -> String {
+    let name = name.map(str::to_owned);
+    let id = engine.create(name, config).await.unwrap().id.to_string();
+    engine.start_container(&id).await.unwrap();
+    id
+}
+
+/// Waits until a container is as it should be.
+pub(crate) async fn until_info(
+    engine: &EngineHandle,
+    id: &str,
+    what: &str,
+    done: impl Fn(&ContainerInfo) -> bool,
+) -> ContainerInfo {
+    let deadline = Instant::now() + Duration::from_secs(15);
+    loop {
+        let info = engine.inspect(id).await.unwrap();
+        if done(&info) {
+            return info;
+        }
+        assert!(Instant::now() < deadline, "not {what}: {:?}", info.state);
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
