@@ -29,8 +29,15 @@ fn random_bytes() -> [u8; 32] {
     bytes
 }
 
-/// Reads a time as Docker's API writes it: RFC 3339, or seconds since the epoch with an optional fraction.
+/// Reads a time as Docker's API takes it: RFC 3339, seconds since the epoch with an optional fraction, or the time that
+/// has passed since then, as in `1h30m`.
 pub fn parse_time(text: &str) -> Option<Timestamp> {
+    if text.ends_with(|last: char| last.is_ascii_alphabetic())
+        && let Ok(passed) = text.parse::<jiff::SignedDuration>()
+    {
+        let passed = i64::try_from(passed.as_nanos()).ok()?;
+        return Some(Timestamp(now().0.checked_sub(passed)?));
+    }
     if let Ok(time) = text.parse::<jiff::Timestamp>() {
         return Some(Timestamp(i64::try_from(time.as_nanosecond()).ok()?));
     }
@@ -48,6 +55,15 @@ pub fn parse_time(text: &str) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spans_count_back_from_now() {
+        for (text, seconds) in [("0s", 0), ("10m", 600), ("1h30m", 5_400), ("1.5h", 5_400)] {
+            let passed = now().0 - parse_time(text).unwrap().0 - seconds * 1_000_000_000;
+            assert!((0..60_000_000_000).contains(&passed), "{text}: {passed}");
+        }
+        assert_eq!(parse_time("1x"), None);
+    }
 
     #[test]
     fn times_are_read_in_both_forms() {

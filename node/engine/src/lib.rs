@@ -9,6 +9,7 @@ mod clock;
 pub mod config;
 mod container;
 mod copy;
+mod devices;
 mod disk;
 mod engine;
 mod env;

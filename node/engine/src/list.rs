@@ -114,12 +114,7 @@ fn matches_all(info: &ContainerInfo, filter: &ListFilter, known: &Known) -> Resu
     Ok(true)
 }
 
-fn matches_key(
-    info: &ContainerInfo,
-    key: &str,
-    values: &[String],
-    known: &Known,
-) -> Result<bool> {
+fn matches_key(info: &ContainerInfo, key: &str, values: &[String], known: &Known) -> Result<bool> {
     let id = info.id.to_string();
     let any = |test: &dyn Fn(&String) -> bool| values.iter().any(test);
     Ok(match key {
@@ -144,7 +139,9 @@ fn matches_key(
                 && !info.state.status.is_running()
                 && codes.contains(&info.state.exit_code)
         }
-        "ancestor" => known.ancestors.contains(&info.image_id) || values.contains(&info.config.image),
+        "ancestor" => {
+            known.ancestors.contains(&info.image_id) || values.contains(&info.config.image)
+        }
         "volume" => any(&|value| {
             info.mounts
                 .iter()
@@ -215,7 +212,11 @@ impl NamePatterns {
                 .build()
                 .map_err(|err| EngineError::invalid("filter", format!("name={pattern}: {err}")))
         };
-        patterns.iter().map(compile).collect::<Result<_>>().map(Self)
+        patterns
+            .iter()
+            .map(compile)
+            .collect::<Result<_>>()
+            .map(Self)
     }
 
     pub(crate) fn matches(&self, name: &str) -> bool {

@@ -6,12 +6,11 @@ use crate::info::{MountPoint, MountPointKind};
 use crate::merge::Command;
 use crate::user::Identity;
 use oci_spec::runtime::{
-    Capability, LinuxCpu, LinuxDevice, LinuxDeviceType, LinuxMemory, LinuxNamespaceType, LinuxPids,
-    LinuxResources, Mount, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec, User,
+    Capability, LinuxCpu, LinuxMemory, LinuxNamespaceType, LinuxPids, LinuxResources, Mount,
+    PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec, User,
 };
 use shoal_runtime::{capabilities, seccomp, spec as base};
 use std::collections::BTreeSet;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 /// Microseconds of a CPU period when only the number of CPUs is given.
@@ -78,7 +77,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
         memory.set_disable_oom_killer(Some(true));
         resources.set_memory(Some(memory));
     }
-    let (nodes, rules) = devices(config)?;
+    let (nodes, rules) = crate::devices::devices(config)?;
     resources.set_devices(Some(rules));
     linux.set_resources(Some(resources));
     linux.set_devices((!nodes.is_empty()).then_some(nodes));
@@ -532,68 +531,6 @@ fn namespaces(inputs: &Inputs<'_>) -> Vec<oci_spec::runtime::LinuxNamespace> {
         }
     }
     namespaces
-}
-
-fn devices(
-    config: &ContainerConfig,
-) -> Result<(Vec<LinuxDevice>, Vec<oci_spec::runtime::LinuxDeviceCgroup>)> {
-    let mut rules = base::device_rules();
-    let mut nodes = Vec::new();
-    if config.host.privileged {
-        rules = vec![base::device_rule(
-            true,
-            LinuxDeviceType::A,
-            None,
-            None,
-            "rwm",
-        )];
-    }
-    for mapping in &config.host.devices {
-        let refuse = |reason: String| {
-            EngineError::invalid(format!("device `{}`", mapping.host_path), reason)
-        };
-        let meta = std::fs::metadata(&mapping.host_path).map_err(|err| refuse(err.to_string()))?;
-        let typ = match meta.file_type() {
-            kind if kind.is_char_device() => LinuxDeviceType::C,
-            kind if kind.is_block_device() => LinuxDeviceType::B,
-            _ => return Err(refuse("not a device node".to_owned())),
-        };
-        let access = if mapping.permissions.is_empty() {
-            "rwm"
-        } else {
-            &mapping.permissions
-        };
-        if !access.chars().all(|c| matches!(c, 'r' | 'w' | 'm')) {
-            return Err(refuse(format!(
-                "invalid permissions `{access}`: expected a part of rwm"
-            )));
-        }
-        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        let major = number(nix::sys::stat::major(meta.rdev()));
-        let minor = number(nix::sys::stat::minor(meta.rdev()));
-        let path = if mapping.container_path.is_empty() {
-            &mapping.host_path
-        } else {
-            &mapping.container_path
-        };
-        let mut node = LinuxDevice::default();
-        node.set_path(path.into())
-            .set_typ(typ)
-            .set_major(major)
-            .set_minor(minor)
-            .set_file_mode(Some(meta.mode() & 0o7777))
-            .set_uid(Some(meta.uid()))
-            .set_gid(Some(meta.gid()));
-        nodes.push(node);
-        rules.push(base::device_rule(
-            true,
-            typ,
-            Some(major),
-            Some(minor),
-            access,
-        ));
-    }
-    Ok((nodes, rules))
 }
 
 fn confine(

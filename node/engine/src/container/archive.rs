@@ -398,9 +398,13 @@ const MAGIC_BYTES: u64 = 6;
 fn decompressed(mut source: impl io::Read + 'static) -> io::Result<Box<dyn io::Read>> {
     let mut magic = Vec::new();
     io::Read::take(&mut source, MAGIC_BYTES).read_to_end(&mut magic)?;
-    let whole = io::BufReader::with_capacity(PIECE_BYTES, io::Read::chain(io::Cursor::new(magic.clone()), source));
+    let whole = io::BufReader::with_capacity(
+        PIECE_BYTES,
+        io::Read::chain(io::Cursor::new(magic.clone()), source),
+    );
     let refuse = |name: &str| {
-        let text = format!("it is compressed with {name}, which is not supported (gzip and zstd are)");
+        let text =
+            format!("it is compressed with {name}, which is not supported (gzip and zstd are)");
         Err(io::Error::new(io::ErrorKind::InvalidData, text))
     };
     match *magic {

@@ -13,8 +13,8 @@ use crate::requests::{AttachOptions, AttachStreams, ContainerUpdate};
 use crate::supervisor::Forget;
 use crate::volume::{RemoveVolume, UnuseVolumes};
 use actix::{
-    ActorFutureExt as _, AsyncContext as _, AtomicResponse, Context, Handler,
-    ResponseFuture, WrapFuture as _,
+    ActorFutureExt as _, AsyncContext as _, AtomicResponse, Context, Handler, ResponseFuture,
+    WrapFuture as _,
 };
 use futures_util::FutureExt as _;
 use shoal_runtime::{ShimError, ShimHandle};
@@ -178,13 +178,11 @@ impl Handler<Signal> for ContainerActor {
             self.tell(self.event("kill").with("signal", number.to_string()), ctx);
         }
         let work = self.env.runtime.spawn(async move {
-            match noted {
-                // Only told: a full disk must not keep a container from being stopped.
-                Some(noted) => match noted.await {
-                    Ok(Ok(())) | Err(_) => {}
-                    Ok(Err(err)) => tracing::warn!(container_id = %id, err = chain(&err), "the user's stop was not recorded"),
-                },
-                None => {}
+            // Only told: a full disk must not keep a container from being stopped.
+            if let Some(noted) = noted
+                && let Ok(Err(err)) = noted.await
+            {
+                tracing::warn!(container_id = %id, err = chain(&err), "the user's stop was not recorded");
             }
             match shim.kill(number, false).await {
                 // It has ended in this very moment: that is what the signal was for.
@@ -358,13 +356,15 @@ impl Handler<Update> for ContainerActor {
             })
             .await
         });
-        AtomicResponse::new(Box::pin(work.into_actor(self).map(|written, actor, ctx| {
-            actor.record =
-                Arc::new(written.map_err(|_| EngineError::WorkLost { what: "update" })??);
-            actor.publish();
-            actor.tell(actor.event("update"), ctx);
-            Ok(())
-        })))
+        AtomicResponse::new(Box::pin(work.into_actor(self).map(
+            |written, actor, ctx| {
+                actor.record =
+                    Arc::new(written.map_err(|_| EngineError::WorkLost { what: "update" })??);
+                actor.publish();
+                actor.tell(actor.event("update"), ctx);
+                Ok(())
+            },
+        )))
     }
 }
 

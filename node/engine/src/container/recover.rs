@@ -214,8 +214,7 @@ async fn recover_one(env: &Arc<Env>, name: &str, path: PathBuf) -> Result<Option
             "a volume of a container is gone"
         );
     }
-    let start = shim.is_none()
-        && restart::wanted_at_boot(record.restart_policy(), &state);
+    let start = shim.is_none() && restart::wanted_at_boot(record.restart_policy(), &state);
     let image = env.image(&record.image_id);
     let lease = match &image {
         Ok(image) => env.images.lease(image, name).ok(),

@@ -3,8 +3,8 @@
 use crate::support::{Site, Test, block_on, eventually, log_text, run, shell};
 use futures_util::StreamExt as _;
 use shoal_engine::{
-    AttachOptions, ContainerStatus, EngineError, EngineHandle, ErrorKind, ExecConfig, ListFilter,
-    LogOptions, NetworkMode, PortBinding, RemoveOptions, RestartPolicy, WaitCondition,
+    AttachOptions, ContainerStatus, EngineError, ErrorKind, ExecConfig, ListFilter, NetworkMode,
+    PortBinding, RemoveOptions, RestartPolicy, WaitCondition,
 };
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -61,8 +61,18 @@ fn prune() {
             .unwrap_err();
         assert_eq!(err.kind(), ErrorKind::InvalidArgument);
         assert!(err.to_string().contains("until"), "{err}");
-        assert!(engine.volume_prune(filters(&[])).await.unwrap().removed.is_empty());
-        let all = engine.volume_prune(filters(&[("all", "true")])).await.unwrap();
+        assert!(
+            engine
+                .volume_prune(filters(&[]))
+                .await
+                .unwrap()
+                .removed
+                .is_empty()
+        );
+        let all = engine
+            .volume_prune(filters(&[("all", "true")]))
+            .await
+            .unwrap();
         assert_eq!(all.removed, ["named"], "the anonymous one is in use");
         site.close(engine).await;
     });
@@ -80,7 +90,7 @@ fn events() {
         let told = async |filters| {
             let filter = EventFilter {
                 since,
-                until: shoal_engine::parse_time("0s"),
+                until: Some(shoal_engine::parse_time("0s").unwrap()),
                 filters,
             };
             let stream = engine.events(filter).await.unwrap();
@@ -125,7 +135,8 @@ async fn slow_registry(
                     asked.fetch_add(1, Ordering::SeqCst);
                     drop(answer.acquire().await);
                 }
-                let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
+                let body =
+                    r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
                 let text = format!(
                     "HTTP/1.1 404 Not Found\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
                     body.len()
@@ -159,7 +170,11 @@ fn pulls() {
         let first = pull();
         eventually("the registry was asked", || {
             let count = asked.load(Ordering::SeqCst);
-            if count == 1 { Ok(()) } else { Err(count.to_string()) }
+            if count == 1 {
+                Ok(())
+            } else {
+                Err(count.to_string())
+            }
         })
         .await;
         let mut second = pull();
@@ -214,14 +229,22 @@ fn full_disk() {
         let before = site.container_dirs();
         let name = || Some("late".to_owned());
         let err = engine.create(name(), shell("true")).await.unwrap_err();
-        assert_eq!(err.kind(), ErrorKind::Internal);
+        assert_eq!(err.kind(), ErrorKind::Unavailable, "{err}");
         let text = format!("{err}: {:?}", std::error::Error::source(&err));
-        assert!(text.contains("StorageFull") || text.contains("No space"), "{text}");
-        assert_eq!(site.container_dirs(), before, "a half-made container stayed");
+        assert!(
+            text.contains("StorageFull") || text.contains("No space"),
+            "{text}"
+        );
+        assert_eq!(
+            site.container_dirs(),
+            before,
+            "a half-made container stayed"
+        );
         // What runs can be ended, and its end is known.
         engine.kill(&runs, "KILL").await.unwrap();
         let ended = engine.wait(&runs, WaitCondition::NotRunning).await.unwrap();
         assert_eq!(ended.exit_code, 137);
+        drop(file);
         std::fs::remove_file(&filler).unwrap();
         let id = launch(&engine, Some("late"), shell("exit 6")).await;
         until_info(&engine, &id, "ended", |info| info.state.exit_code == 6).await;

@@ -41,7 +41,10 @@ fn joins() {
             .collect();
         assert_eq!((code, output), (0, expected));
         engine.kill(&first, "KILL").await.unwrap();
-        until_info(&engine, &first, "ended", |info| !info.state.status.is_running()).await;
+        until_info(&engine, &first, "ended", |info| {
+            !info.state.status.is_running()
+        })
+        .await;
         let late = engine.create(None, config).await.unwrap().id.to_string();
         let err = engine.start_container(&late).await.unwrap_err();
         assert_eq!(err.kind(), ErrorKind::Conflict);
@@ -138,7 +141,11 @@ fn terminal() {
         engine.resize(&id, size).await.unwrap();
         let mut stdin = streams.stdin.unwrap();
         stdin.write_all(b"go\n").await.unwrap();
-        let chunks: Vec<_> = streams.output.map(|chunk| chunk.unwrap().bytes).collect().await;
+        let chunks: Vec<_> = streams
+            .output
+            .map(|chunk| chunk.unwrap().bytes)
+            .collect()
+            .await;
         let text = String::from_utf8(chunks.concat()).unwrap();
         assert!(text.contains("37 101\r\n"), "{text:?}");
         assert!(text.contains("/dev/"), "{text:?}");
@@ -166,8 +173,14 @@ fn privileged() {
         };
         assert_eq!(output, format!("{own}\nmounted\n{kmsg}"));
         let (_, _, output) = run(&engine, shell(line)).await;
-        assert!(output.starts_with("CapEff:\t00000000a80425fb\n"), "{output}");
-        assert!(!output.contains("mounted\n") && !output.contains("kmsg"), "{output}");
+        assert!(
+            output.starts_with("CapEff:\t00000000a80425fb\n"),
+            "{output}"
+        );
+        assert!(
+            !output.contains("mounted\n") && !output.contains("kmsg"),
+            "{output}"
+        );
         site.close(engine).await;
     });
 }
@@ -214,7 +227,10 @@ fn update() {
         engine.update(&id, limits(7)).await.unwrap();
         assert_eq!(engine.stats(&id).await.unwrap().pids_limit, 7);
         let info = engine.inspect(&id).await.unwrap();
-        assert_eq!(info.config.host.restart_policy, RestartPolicy::UnlessStopped);
+        assert_eq!(
+            info.config.host.restart_policy,
+            RestartPolicy::UnlessStopped
+        );
         engine
             .restart(&id, Some(std::time::Duration::ZERO), None)
             .await

@@ -13,7 +13,10 @@ pub(crate) const TESTS: &[Test] = &[
         "a_lost_shim_is_told_and_the_policy_starts_it_again",
         lost_shim,
     ),
-    ("policies_decide_what_a_new_engine_starts", policies_at_start),
+    (
+        "policies_decide_what_a_new_engine_starts",
+        policies_at_start,
+    ),
     ("health_is_asked_at_once_after_the_engine", health_again),
     ("a_killed_engine_leaves_nothing_half_made", killed_engine),
     (

@@ -302,10 +302,7 @@ pub(crate) fn shell(line: &str) -> ContainerConfig {
 }
 
 /// Runs a container to its end: its id, exit code and output.
-pub(crate) async fn run(
-    engine: &EngineHandle,
-    config: ContainerConfig,
-) -> (String, i32, String) {
+pub(crate) async fn run(engine: &EngineHandle, config: ContainerConfig) -> (String, i32, String) {
     let id = engine.create(None, config).await.unwrap().id.to_string();
     engine.start_container(&id).await.unwrap();
     let code = engine
