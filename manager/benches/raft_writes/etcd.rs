@@ -29,6 +29,11 @@ impl Drop for Etcd {
 }
 
 impl Etcd {
+    /// Their process ids.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.0.iter().map(Child::id).collect()
+    }
+
     /// Resident memory of each member, in KiB.
     pub(crate) fn memory_kib(&self) -> Vec<u64> {
         crate::managers::memory_kib(self.0.iter())

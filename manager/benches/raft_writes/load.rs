@@ -1,5 +1,6 @@
 //! The load: clients that write or read one value after the other, and what they measured.
 
+use crate::managers::processor_time;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +20,8 @@ pub(crate) struct Measured {
     elapsed: Duration,
     p50: Duration,
     p99: Duration,
+    /// Of all members together, and of the load generator.
+    processor: (Duration, Duration),
 }
 
 impl Measured {
@@ -32,17 +35,24 @@ impl std::fmt::Display for Measured {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{:>5} clients  {:>8.0} /s  p50 {:>8.2} ms  p99 {:>8.2} ms",
+            "{:>5} clients  {:>8.0} /s  p50 {:>8.2} ms  p99 {:>8.2} ms  processor {:>6.1} us each, and {:>5.1} us here",
             self.clients,
             self.rate(),
             self.p50.as_secs_f64() * 1e3,
-            self.p99.as_secs_f64() * 1e3
+            self.p99.as_secs_f64() * 1e3,
+            self.processor.0.as_secs_f64() * 1e6 / self.writes as f64,
+            self.processor.1.as_secs_f64() * 1e6 / self.writes as f64,
         )
     }
 }
 
-/// Runs `clients` of `write(client, value)` for `time`, after a warm-up.
-pub(crate) async fn run<F, Fut>(clients: u32, time: Duration, write: F) -> anyhow::Result<Measured>
+/// Runs `clients` of `write(client, value)` for `time`, after a warm-up, and looks what the members at `pids` use.
+pub(crate) async fn run<F, Fut>(
+    clients: u32,
+    time: Duration,
+    pids: &[u32],
+    write: F,
+) -> anyhow::Result<Measured>
 where
     F: Fn(u32, String) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = anyhow::Result<()>> + Send,
@@ -68,11 +78,17 @@ where
         }));
     }
     tokio::time::sleep(WARM_UP).await;
+    let used = || {
+        let members = processor_time(pids.iter().copied());
+        (members, processor_time(std::iter::once(std::process::id())))
+    };
     counting.store(true, Ordering::Relaxed);
+    let before = used();
     let started = Instant::now();
     tokio::time::sleep(time).await;
     stop.store(true, Ordering::Relaxed);
     let elapsed = started.elapsed();
+    let after = used();
     let mut latencies = Vec::new();
     for task in tasks {
         latencies.extend(task.await??);
@@ -86,5 +102,6 @@ where
         elapsed,
         p50: at(0.5),
         p99: at(0.99),
+        processor: (after.0 - before.0, after.1 - before.1),
     })
 }

@@ -64,7 +64,7 @@ async fn writes(directory: &Path, time: Duration) -> anyhow::Result<()> {
                 let sessions = sessions.clone();
                 async move { sessions.write(client, value).await }
             };
-            let measured = load::run(clients, time, write).await?;
+            let measured = load::run(clients, time, &managers.pids(), write).await?;
             println!("shoal  {measured}");
             ours.push(measured.rate());
         }
@@ -77,7 +77,7 @@ async fn writes(directory: &Path, time: Duration) -> anyhow::Result<()> {
             let client = client.clone();
             async move { client.put(number, value).await }
         };
-        let measured = load::run(clients, time, write).await?;
+        let measured = load::run(clients, time, &etcd.pids(), write).await?;
         println!(
             "etcd   {measured}  shoal is {:.1} x",
             ours / measured.rate()
@@ -98,12 +98,12 @@ async fn reads(directory: &Path, time: Duration) -> anyhow::Result<()> {
                 let sessions = sessions.clone();
                 async move { sessions.read(client).await }
             };
-            let measured = load::run(clients, time, read).await?;
+            let measured = load::run(clients, time, &managers.pids(), read).await?;
             println!("shoal reads  {measured}");
             ours.push(measured.rate());
         }
     }
-    let _etcd = etcd::start(directory)?;
+    let etcd = etcd::start(directory)?;
     for (clients, ours) in CLIENTS.into_iter().zip(ours) {
         let client = etcd::Client::connect(clients).await?;
         for key in 0..load::KEYS {
@@ -113,7 +113,7 @@ async fn reads(directory: &Path, time: Duration) -> anyhow::Result<()> {
             let client = client.clone();
             async move { client.get(number).await }
         };
-        let measured = load::run(clients, time, read).await?;
+        let measured = load::run(clients, time, &etcd.pids(), read).await?;
         println!(
             "etcd  reads  {measured}  shoal is {:.1} x",
             ours / measured.rate()

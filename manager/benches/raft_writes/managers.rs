@@ -307,6 +307,11 @@ impl Managers {
         took
     }
 
+    /// Their process ids.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.children.iter().flatten().map(Child::id).collect()
+    }
+
     /// Resident memory of each manager, in KiB.
     pub(crate) fn memory_kib(&self) -> Vec<u64> {
         memory_kib(self.children.iter().flatten())
@@ -321,6 +326,20 @@ pub(crate) fn memory_kib<'a>(children: impl Iterator<Item = &'a Child>) -> Vec<u
         line.split_whitespace().nth(1)?.parse().ok()
     };
     children.filter_map(read).collect()
+}
+
+/// Processor time that processes have used so far.
+pub(crate) fn processor_time(pids: impl Iterator<Item = u32>) -> Duration {
+    /// Of `/proc`, on every architecture.
+    const TICKS_PER_SECOND: u64 = 100;
+    let read = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name before the last bracket may hold anything.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+    };
+    let ticks: u64 = pids.filter_map(read).sum();
+    Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND)
 }
 
 fn nft(script: &str) -> anyhow::Result<()> {
@@ -440,11 +459,16 @@ impl Client {
     pub(crate) async fn find_leader(&mut self) -> anyhow::Result<(u64, u64)> {
         let started = Instant::now();
         while started.elapsed() < DEADLINE {
+            let mut newest = None;
             for id in 1..=3 {
                 if let Ok(term) = self.ask(id, &Request::Term, Duration::from_secs(1)).await {
-                    self.leader = id;
-                    return Ok((id, term));
+                    // One that was cut off takes itself for the leader for a moment longer.
+                    newest = newest.max(Some((term, id)));
                 }
+            }
+            if let Some((term, id)) = newest {
+                self.leader = id;
+                return Ok((id, term));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

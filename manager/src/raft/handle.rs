@@ -91,8 +91,8 @@ impl RaftHandle {
             options.key.clone(),
             executor.clone(),
         );
-        let opened = open_files(&executor, &files, options.store.clone(), stop.clone()).await?;
-        let (journal, image, applier) = opened;
+        let (journal, image, applier) =
+            open_files(&executor, &files, options.store.clone(), stop.clone()).await?;
         let sync_time = options.disk.simulated_sync_time();
         let (writer, ended) = WriterHandle::start(journal, &executor, sync_time, stop.clone())?;
         let log = LogStore::new(image, writer);
@@ -111,7 +111,7 @@ impl RaftHandle {
             reason: stop.get().unwrap_or(err),
         })?;
         let (sender, leadership) = watch::channel(Leadership::Follower { leader: None });
-        let snapshot_interval = Arc::new(AtomicU64::new(options.snapshot_interval_entries));
+        let snapshot_interval = Arc::new(options.snapshot_interval_entries.into());
         let cancel = CancellationToken::new();
         let watcher = Watcher {
             raft: raft.clone(),
@@ -148,9 +148,8 @@ impl RaftHandle {
             writer_ended: Mutex::new(Some(ended)),
             changing_members: Mutex::new(()),
         };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        let inner = Arc::new(inner);
+        Ok(Self { inner })
     }
 
     /// Whether this member has a log: it was bootstrapped, or a leader added it.
