@@ -21,6 +21,8 @@ const HEALING: Duration = Duration::from_secs(60);
 const CALM: Duration = Duration::from_secs(5);
 /// Messages that may wait in a simulated socket.
 const SOCKET_MESSAGES: usize = 1 << 14;
+/// Simulated time of one step: what arrives meanwhile is delivered with the next one.
+const STEP: Duration = Duration::from_millis(5);
 /// Longest simulated time of a run.
 const DURATION: Duration = Duration::from_secs(600);
 
@@ -108,8 +110,9 @@ pub fn simulate(seed: u64, trace: Trace) -> Result<Summary, Failure> {
     let mut sim = turmoil::Builder::new()
         .rng_seed(seed)
         .enable_random_order()
+        .tick_duration(STEP)
         .min_message_latency(Duration::from_millis(1))
-        .max_message_latency(Duration::from_millis(5))
+        .max_message_latency(Duration::from_millis(10))
         .tcp_capacity(SOCKET_MESSAGES)
         .simulation_duration(DURATION)
         .build();
