@@ -15,6 +15,8 @@ pub(crate) struct Faults {
     random: StdRng,
     /// Nodes whose daemon does not run.
     off: BTreeSet<u64>,
+    /// Nodes whose daemon ends in order to be started again.
+    restarting: BTreeSet<u64>,
 }
 
 impl Faults {
@@ -23,6 +25,7 @@ impl Faults {
             world,
             random,
             off: BTreeSet::new(),
+            restarting: BTreeSet::new(),
         }
     }
 
@@ -34,7 +37,8 @@ impl Faults {
     pub(crate) fn inject(&mut self, sim: &mut Sim<'_>) {
         let manager = self.random.random_range(1..=MANAGERS);
         let node = self.random.random_range(1..=NODES);
-        match self.random.random_range(0..14) {
+        self.finish_restarts(sim);
+        match self.random.random_range(0..15) {
             0 => self.cut(sim, manager, [manager % MANAGERS + 1]),
             1 => self.cut(sim, manager, 1..=MANAGERS),
             2 | 3 => self.cut(sim, node, 1..=MANAGERS),
@@ -52,6 +56,7 @@ impl Faults {
                 self.note(format_args!("the clock of node{node} jumps by {ns} ns"));
                 self.world.machine(node).clock.jump(ns);
             }
+            13 => self.restart(node),
             _ => {
                 let choice = self.random.random_range(0..100);
                 self.world.machine(node).engine.fail_one(choice);
@@ -62,6 +67,7 @@ impl Faults {
     /// All faults end.
     pub(crate) fn heal(&mut self, sim: &mut Sim<'_>) {
         self.repair(sim);
+        self.finish_restarts(sim);
         for (_, machine) in self.world.machines() {
             machine.disk.heal();
             machine.clock.set_right();
@@ -99,6 +105,25 @@ impl Faults {
             self.note(format_args!("the daemon of node{node} is killed"));
             sim.crash(host(node));
             self.world.forget_manager(node);
+        }
+    }
+
+    /// A planned restart: the daemon announces it and ends, and is there again after the next pause.
+    fn restart(&mut self, node: u64) {
+        if !self.off.contains(&node) && self.restarting.insert(node) {
+            self.note(format_args!("node{node} is told to restart"));
+            self.world.machine(node).restart.notify_waiters();
+        }
+    }
+
+    fn finish_restarts(&mut self, sim: &mut Sim<'_>) {
+        for node in std::mem::take(&mut self.restarting) {
+            // Otherwise it has crashed meanwhile, and is started with the others.
+            if !self.off.contains(&node) {
+                self.kill_daemon(sim, node);
+                self.off.remove(&node);
+                sim.bounce(host(node));
+            }
         }
     }
 

@@ -17,6 +17,9 @@ use std::time::Duration;
 /// Wait before a manager that has stopped is started again.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
 
+/// What a planned restart announces.
+const HOLD: Duration = Duration::from_secs(60);
+
 /// Runs the daemon of a node until its host crashes.
 ///
 /// # Errors
@@ -26,7 +29,14 @@ pub(crate) async fn run(world: World, number: u64) -> Result<(), Box<dyn Error>>
     if number <= MANAGERS {
         tokio::spawn(keep_manager(world.clone(), number));
     }
-    let _agent = start_agent(&world, number).await;
+    if let Some(agent) = start_agent(&world, number).await {
+        world.machine(number).restart.notified().await;
+        let told = agent.announce_hold(HOLD).await;
+        agent.shutdown().await;
+        world.trace().note(format_args!(
+            "node{number} is about to restart, told: {told}"
+        ));
+    }
     std::future::pending().await
 }
 

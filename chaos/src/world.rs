@@ -7,6 +7,7 @@ use shoal_model::{ClusterId, NodeId, NodeRole, ServiceId};
 use shoal_transport::PeerIdentity;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
 
 /// Nodes 1 to this one are managers, too.
 pub const MANAGERS: u64 = 3;
@@ -28,6 +29,8 @@ pub struct Machine {
     pub clock: SimulatedClock,
     /// Containers.
     pub engine: FakeEngine,
+    /// Tells the daemon to announce a restart and to end.
+    pub restart: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +93,7 @@ impl World {
             record: RecordDisk::default(),
             clock: SimulatedClock::default(),
             engine: FakeEngine::new(number, seed ^ (number << 32), trace.clone()),
+            restart: Arc::default(),
         };
         Self {
             seed,

@@ -1,18 +1,26 @@
 //! Runs of the simulation: each seed in a process of its own, so that nothing of one run reaches another.
 //!
 //! `SHOAL_SEED=7 cargo test -p shoal-chaos --test simulation one_seed -- --nocapture` repeats one run, with
-//! `SHOAL_TRACE=1` event by event, with `SHOAL_LOG=debug` and the logs of everything. `SHOAL_SEEDS=1..500` runs many.
-//! The time that this takes is real; nothing in a run depends on it.
+//! `SHOAL_TRACE=1` event by event, with `SHOAL_LOG=debug` and the logs of everything. `SHOAL_SEEDS=1..500` runs many;
+//! by default no further seed is begun when [`BUDGET`] is spent. How many runs that are depends on the machine; nothing
+//! within a run does.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 mod entropy;
 
 use shoal_chaos::{Summary, Trace, simulate};
 use std::ops::Range;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// What a run by default covers.
 const SEEDS: Range<u64> = 1..9;
+
+/// Real time after which no further seed is begun by default.
+const BUDGET: Duration = Duration::from_secs(40);
 
 /// Runs at a time.
 const PROCESSES: usize = 2;
@@ -25,12 +33,30 @@ fn chosen_seed() -> Option<u64> {
     Some(text.parse().expect("SHOAL_SEED is a number"))
 }
 
-fn seeds() -> Range<u64> {
+/// The seeds to run, and for how long.
+fn seeds() -> (Range<u64>, Duration) {
     let Ok(text) = std::env::var("SHOAL_SEEDS") else {
-        return SEEDS;
+        return (SEEDS, BUDGET);
     };
     let (first, end) = text.split_once("..").expect("SHOAL_SEEDS is `first..end`");
-    first.parse().unwrap()..end.parse().unwrap()
+    (first.parse().unwrap()..end.parse().unwrap(), Duration::MAX)
+}
+
+/// Runs seeds one after the other; those that failed.
+fn work(seeds: &Mutex<Range<u64>>, begun: Instant, budget: Duration) -> Vec<u64> {
+    let mut failed = Vec::new();
+    while begun.elapsed() < budget {
+        let next = seeds.lock().unwrap().next();
+        let Some(seed) = next else { break };
+        match finish(seed, spawn(seed)) {
+            Ok(line) => println!("{line}"),
+            Err(text) => {
+                println!("{text}");
+                failed.push(seed);
+            }
+        }
+    }
+    failed
 }
 
 /// On a thread of its own: what a thread draws for the order of its hash maps it draws once.
@@ -88,29 +114,14 @@ fn nothing_is_lost_and_everything_converges_after_faults() {
     if chosen_seed().is_some() {
         return;
     }
-    let (seeds, workers) = (std::sync::Mutex::new(seeds()), PROCESSES);
+    let (seeds, budget) = seeds();
+    let (seeds, begun) = (Mutex::new(seeds), Instant::now());
     let failures: Vec<u64> = thread::scope(|scope| {
-        let work = || {
-            let mut failed = Vec::new();
-            while let Some(seed) = {
-                let next = seeds.lock().unwrap().next();
-                next
-            } {
-                match finish(seed, spawn(seed)) {
-                    Ok(line) => println!("{line}"),
-                    Err(text) => {
-                        println!("{text}");
-                        failed.push(seed);
-                    }
-                }
-            }
-            failed
-        };
-        let running: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        running
-            .into_iter()
-            .flat_map(|one| one.join().unwrap())
-            .collect()
+        let workers: Vec<_> = (0..PROCESSES)
+            .map(|_| scope.spawn(|| work(&seeds, begun, budget)))
+            .collect();
+        let failed = workers.into_iter().map(|worker| worker.join().unwrap());
+        failed.flatten().collect()
     });
     assert!(
         failures.is_empty(),
