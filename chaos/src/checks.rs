@@ -13,7 +13,8 @@ const STATES_KEPT_MAX: usize = 300;
 #[derive(Debug, Default)]
 pub struct Watch {
     container_changes: u64,
-    versions: BTreeMap<u64, u64>,
+    /// Of each manager: which start of it, and the version of its store.
+    versions: BTreeMap<u64, (u64, u64)>,
     states: BTreeMap<u64, Arc<State>>,
 }
 
@@ -31,18 +32,18 @@ impl Watch {
     }
 
     fn look_at_store(&mut self, world: &World, number: u64) {
-        let Some(state) = world.state(number) else {
+        let Some((start, state)) = world.store(number) else {
             self.versions.remove(&number);
             return;
         };
         let version = state.version().0;
-        let before = self.versions.insert(number, version);
-        if before == Some(version) {
+        let before = self.versions.insert(number, (start, version));
+        if before == Some((start, version)) {
             return;
         }
         let trace = world.trace();
         trace.note(format_args!("node{number} is at version {version}"));
-        if before.is_some_and(|before| before > version) {
+        if before.is_some_and(|(then, before)| then == start && before > version) {
             trace.violation(format!("the store of node{number} went back to {version}"));
         }
         if let Some(known) = self.states.get(&version) {

@@ -38,7 +38,8 @@ struct Known {
     starts: u64,
     founded: bool,
     paused: bool,
-    stores: BTreeMap<u64, Store>,
+    /// Stores of running managers, each with the number of the start that made it.
+    stores: BTreeMap<u64, (u64, Store)>,
     leaders: BTreeMap<u64, Leadership>,
     registers: BTreeMap<ServiceId, Register>,
 }
@@ -154,7 +155,10 @@ impl World {
     }
 
     pub(crate) fn set_store(&self, number: u64, store: Store) {
-        self.lock().stores.insert(number, store);
+        let mut known = self.lock();
+        known.starts += 1;
+        let start = known.starts;
+        known.stores.insert(number, (start, store));
     }
 
     /// A manager's process is gone.
@@ -172,7 +176,14 @@ impl World {
 
     /// What a running manager's store holds now.
     pub fn state(&self, number: u64) -> Option<Arc<State>> {
-        self.lock().stores.get(&number).map(Store::view)
+        self.store(number).map(|(_, state)| state)
+    }
+
+    /// The same, with a number that changes when the manager is started again.
+    pub fn store(&self, number: u64) -> Option<(u64, Arc<State>)> {
+        let known = self.lock();
+        let (start, store) = known.stores.get(&number)?;
+        Some((*start, store.view()))
     }
 
     /// The manager that believes to lead in the highest term.
