@@ -464,7 +464,7 @@ fn a_slot_runs_only_where_its_volume_is() {
         "{refused}"
     );
     assert!(
-        refused.contains("`shoal svc rebind-volume s1.2 data`"),
+        refused.contains("`shoal svc rebind-volume --slot 2 --volume data s1`"),
         "{refused}"
     );
     // Freed from its volume, the slot may go on.

@@ -147,24 +147,6 @@ pub(crate) struct SpecFlags {
     /// stop-first or start-first
     #[arg(long)]
     pub(crate) update_order: Option<String>,
-    /// Tasks rolled back at a time (0: all)
-    #[arg(long)]
-    pub(crate) rollback_parallelism: Option<i64>,
-    /// Time between two rollbacks
-    #[arg(long)]
-    pub(crate) rollback_delay: Option<String>,
-    /// Time that a rolled back task is watched for failure
-    #[arg(long)]
-    pub(crate) rollback_monitor: Option<String>,
-    /// When a rolled back task fails: pause, continue
-    #[arg(long)]
-    pub(crate) rollback_failure_action: Option<String>,
-    /// Part of the rolled back tasks that may fail
-    #[arg(long)]
-    pub(crate) rollback_max_failure_ratio: Option<f64>,
-    /// stop-first or start-first
-    #[arg(long)]
-    pub(crate) rollback_order: Option<String>,
     #[command(flatten)]
     pub(crate) health: super::container::HealthFlags,
     /// Log driver: json-file or none

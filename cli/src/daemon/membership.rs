@@ -491,6 +491,9 @@ impl ClusterOps for Membership {
                         which costs the cluster a manager and, without a majority of the others, its quorum";
             return Err(RpcError::new(ErrorCode::FailedPrecondition, text));
         }
+        // No heartbeat may follow the good-bye: the managers would take the node for living.
+        joined.agent.say_goodbye().await;
+        joined.agent.shutdown().await;
         tell_managers(&joined).await;
         *self.joined.write().await = None;
         joined.leave().await;

@@ -6,8 +6,8 @@ use crate::args::service::{CreateArgs, Mode, OnPartition, SpecFlags, UpdateArgs}
 use crate::error::{CliError, Result};
 use bollard::models::{
     EndpointSpec, HealthConfig, Limit, ResourceObject, ServiceSpec, ServiceSpecMode,
-    ServiceSpecModeReplicated, ServiceSpecRollbackConfig, ServiceSpecUpdateConfig, TaskSpec,
-    TaskSpecContainerSpec, TaskSpecContainerSpecDnsConfig, TaskSpecLogDriver, TaskSpecPlacement,
+    ServiceSpecModeReplicated, ServiceSpecUpdateConfig, TaskSpec, TaskSpecContainerSpec,
+    TaskSpecContainerSpecDnsConfig, TaskSpecLogDriver, TaskSpecPlacement,
     TaskSpecPlacementPreferences, TaskSpecPlacementSpread, TaskSpecResources,
     TaskSpecRestartPolicy,
 };
@@ -430,85 +430,39 @@ fn apply_restart(task: &mut TaskSpec, flags: &SpecFlags) -> Result<()> {
     Ok(())
 }
 
-/// One of the two groups of flags, `--update-*` and `--rollback-*`.
-struct Rollout<'a> {
-    parallelism: Option<i64>,
-    delay: Option<&'a str>,
-    monitor: Option<&'a str>,
-    failure_action: Option<&'a str>,
-    max_failure_ratio: Option<f64>,
-    order: Option<&'a str>,
-}
-
-impl Rollout<'_> {
-    fn is_empty(&self) -> bool {
-        self.parallelism.is_none()
-            && self.max_failure_ratio.is_none()
-            && self
-                .delay
-                .or(self.monitor)
-                .or(self.failure_action)
-                .or(self.order)
-                .is_none()
-    }
-}
-
 fn apply_rollout(spec: &mut ServiceSpec, flags: &SpecFlags) -> Result<()> {
-    let update = Rollout {
-        parallelism: flags.update_parallelism,
-        delay: flags.update_delay.as_deref(),
-        monitor: flags.update_monitor.as_deref(),
-        failure_action: flags.update_failure_action.as_deref(),
-        max_failure_ratio: flags.update_max_failure_ratio,
-        order: flags.update_order.as_deref(),
-    };
-    let rollback = Rollout {
-        parallelism: flags.rollback_parallelism,
-        delay: flags.rollback_delay.as_deref(),
-        monitor: flags.rollback_monitor.as_deref(),
-        failure_action: flags.rollback_failure_action.as_deref(),
-        max_failure_ratio: flags.rollback_max_failure_ratio,
-        order: flags.rollback_order.as_deref(),
-    };
-    macro_rules! apply {
-        ($group:expr, $field:expr, $kind:ident, $prefix:literal) => {
-            if !$group.is_empty() {
-                let config = $field.get_or_insert_with(|| $kind {
-                    parallelism: Some(1),
-                    ..$kind::default()
-                });
-                config.parallelism = $group.parallelism.or(config.parallelism);
-                config.max_failure_ratio = $group.max_failure_ratio.or(config.max_failure_ratio);
-                if let Some(text) = $group.delay {
-                    config.delay = Some(parse::duration(concat!("--", $prefix, "-delay"), text)?);
-                }
-                if let Some(text) = $group.monitor {
-                    let flag = concat!("--", $prefix, "-monitor");
-                    config.monitor = Some(parse::duration(flag, text)?);
-                }
-                if let Some(text) = $group.failure_action {
-                    let flag = concat!("--", $prefix, "-failure-action");
-                    let expected = "pause, continue or (for updates) rollback";
-                    config.failure_action = Some(choice(flag, text, expected)?);
-                }
-                if let Some(text) = $group.order {
-                    let flag = concat!("--", $prefix, "-order");
-                    config.order = Some(choice(flag, text, "stop-first or start-first")?);
-                }
-            }
-        };
+    let words = [
+        &flags.update_delay,
+        &flags.update_monitor,
+        &flags.update_failure_action,
+        &flags.update_order,
+    ];
+    let given = flags.update_parallelism.is_some()
+        || flags.update_max_failure_ratio.is_some()
+        || words.iter().any(|word| word.is_some());
+    if !given {
+        return Ok(());
     }
-    apply!(
-        update,
-        spec.update_config,
-        ServiceSpecUpdateConfig,
-        "update"
-    );
-    apply!(
-        rollback,
-        spec.rollback_config,
-        ServiceSpecRollbackConfig,
-        "rollback"
-    );
+    let first = || ServiceSpecUpdateConfig {
+        parallelism: Some(1),
+        ..ServiceSpecUpdateConfig::default()
+    };
+    let config = spec.update_config.get_or_insert_with(first);
+    config.parallelism = flags.update_parallelism.or(config.parallelism);
+    config.max_failure_ratio = flags.update_max_failure_ratio.or(config.max_failure_ratio);
+    if let Some(text) = &flags.update_delay {
+        config.delay = Some(parse::duration("--update-delay", text)?);
+    }
+    if let Some(text) = &flags.update_monitor {
+        config.monitor = Some(parse::duration("--update-monitor", text)?);
+    }
+    if let Some(text) = &flags.update_failure_action {
+        let expected = "pause, continue or rollback";
+        config.failure_action = Some(choice("--update-failure-action", text, expected)?);
+    }
+    if let Some(text) = &flags.update_order {
+        let expected = "stop-first or start-first";
+        config.order = Some(choice("--update-order", text, expected)?);
+    }
     Ok(())
 }

@@ -212,7 +212,9 @@ fn view(state: &State, service: &Service) -> ServiceView {
         if task.desired == TaskState::Running {
             // A job of a global service that ended well is not missing.
             wanted_tasks += u64::from(task.status.state <= TaskState::Running);
-            running_tasks += u64::from(task.status.state == TaskState::Running);
+            // What runs but does not serve yet is still on its way.
+            let serves = task.status.state == TaskState::Running && task.status.ready;
+            running_tasks += u64::from(serves);
         }
     }
     ServiceView {

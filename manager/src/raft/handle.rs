@@ -104,10 +104,9 @@ impl RaftHandle {
             timing: options.timing,
             files: files.clone(),
         };
-        let raft_id = options.raft_id;
         let started = start_library(&executor, config, network, log.clone(), applier).await;
         let raft = started.map_err(|err| StartError::Raft {
-            raft_id,
+            raft_id: options.raft_id,
             reason: stop.get().unwrap_or(err),
         })?;
         let (sender, leadership) = watch::channel(Leadership::Follower { leader: None });
@@ -126,13 +125,13 @@ impl RaftHandle {
         };
         drop(executor.spawn(watcher.run()));
         let server = Server {
-            own_id: raft_id,
+            own_id: options.raft_id,
             raft: raft.clone(),
             files,
         };
         let inner = Inner {
             raft,
-            own_id: raft_id,
+            own_id: options.raft_id,
             node_id: options.node_id,
             advertise: options.advertise,
             timing: options.timing,

@@ -46,7 +46,8 @@ impl Filter for VolumeFilter<'_> {
             format!("{places}, not on {}", names(refused.iter().copied())),
             format!(
                 "make node `{node}` able to run the task again, or give the slot a fresh, empty volume: \
-                 `shoal svc rebind-volume {slot} {volume}`"
+                 `shoal svc rebind-volume --slot {} --volume {volume} {}`",
+                self.request.slot, self.request.service_name
             ),
         )
     }

@@ -39,7 +39,11 @@ pub fn service(spec: &ServiceSpec, down_limit_ms_min: u64) -> Result<(), Invalid
     }
     task(&spec.task)?;
     update_config("UpdateConfig", &spec.update)?;
-    update_config("RollbackConfig", &spec.rollback)?;
+    ensure(
+        spec.rollback == UpdateConfig::default(),
+        "RollbackConfig",
+        || "it is not supported yet: a rollback is rolled out as UpdateConfig says".to_owned(),
+    )?;
     ports::endpoint(&spec.endpoint)?;
     if let Some(limit) = spec.down_limit_ms {
         let range = down_limit_ms_min..=DOWN_LIMIT_MS_MAX;

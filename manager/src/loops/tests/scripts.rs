@@ -376,7 +376,7 @@ fn a_slot_waits_for_its_volume_until_it_is_told_otherwise() {
          wait 10
          = db.1@a db.2@-
          refused db.2 volume `data` of slot `db.2` is on node `b`
-         refused db.2 shoal svc rebind-volume db.2 data
+         refused db.2 shoal svc rebind-volume --slot 2 --volume data db
          heal b
          = db.1@a db.2@b
          kill b

@@ -4,7 +4,7 @@ use super::common;
 use super::service_out;
 use crate::time::{rfc3339, rfc3339_or_never};
 use serde_json::{Value, json};
-use shoal_model::{Task, TaskStatus};
+use shoal_model::{Task, TaskState, TaskStatus};
 
 /// Writes a task. What Docker has no field for stands under `Shoal`.
 pub(crate) fn task(task: &Task) -> Value {
@@ -35,7 +35,7 @@ pub(crate) fn task(task: &Task) -> Value {
 fn status(status: &TaskStatus) -> Value {
     let mut out = json!({
         "Timestamp": rfc3339(status.at),
-        "State": status.state.as_str(),
+        "State": shown_state(status).as_str(),
         "Message": status.message,
         "PortStatus": {},
     });
@@ -54,6 +54,14 @@ fn status(status: &TaskStatus) -> Value {
         out["PortStatus"] = json!({ "Ports": service_out::ports(&status.ports) });
     }
     out
+}
+
+/// Docker shows a task with a health check as starting until it is healthy, and so do we whenever it is not ready.
+fn shown_state(status: &TaskStatus) -> TaskState {
+    match (status.state, status.ready) {
+        (TaskState::Running, false) => TaskState::Starting,
+        (state, _) => state,
+    }
 }
 
 /// What went wrong; for a task without a node, what every node said.
