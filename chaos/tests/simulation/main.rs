@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 const SEEDS: Range<u64> = 1..9;
 
 /// Real time after which no further seed is begun by default.
-const BUDGET: Duration = Duration::from_secs(40);
+const BUDGET: Duration = Duration::from_secs(20);
 
 /// Runs at a time.
 const PROCESSES: usize = 2;
