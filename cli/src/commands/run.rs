@@ -10,17 +10,21 @@ use crate::terminal::{self, RawMode};
 use bollard::container::LogOutput;
 use bollard::exec::{CreateExecOptions, ResizeExecOptions, StartExecOptions, StartExecResults};
 use bollard::query_parameters::{
-    AttachContainerOptions, CreateContainerOptions, KillContainerOptions, RemoveContainerOptions,
-    ResizeContainerTTYOptions, StartContainerOptions, WaitContainerOptions,
+    AttachContainerOptions, CreateContainerOptions, InspectContainerOptions, KillContainerOptions,
+    RemoveContainerOptions, ResizeContainerTTYOptions, StartContainerOptions, WaitContainerOptions,
 };
 use futures_util::{Stream, StreamExt};
 use std::io::IsTerminal;
 use std::pin::Pin;
+use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Exit code when the daemon could not run the container, as docker's.
 const EXIT_DAEMON: u8 = 125;
+
+/// Time between the end of a terminal's output and the exit of its container, unless the user detached.
+const EXIT_AFTER_OUTPUT_MAX: Duration = Duration::from_millis(300);
 
 async fn create_container(
     client: &Client,
@@ -163,7 +167,10 @@ async fn attached(client: &Client, id: &str, args: &RunArgs) -> Result<i64> {
         }
     });
     start(client, id, flags.rm).await?;
-    let _raw = flags.tty.then(RawMode::enter).transpose()?;
+    // Only a terminal that is typed at can be raw; else Ctrl-C stays a signal, which is passed on.
+    let raw = (flags.tty && flags.interactive)
+        .then(RawMode::enter)
+        .transpose()?;
     let resizing = flags.tty.then(|| {
         tokio::spawn(resize_loop(
             client.clone(),
@@ -171,12 +178,43 @@ async fn attached(client: &Client, id: &str, args: &RunArgs) -> Result<i64> {
         ))
     });
     let signals =
-        (!flags.tty).then(|| tokio::spawn(forward_signals(client.clone(), id.to_owned())));
+        (raw.is_none()).then(|| tokio::spawn(forward_signals(client.clone(), id.to_owned())));
     let copied = copy(streams.output, streams.input, flags.interactive).await;
     for task in [resizing, signals].into_iter().flatten() {
         task.abort();
     }
     copied?;
+    let detachable = raw.is_some();
+    drop(raw);
+    exit_or_detach(client, id, waiting, detachable).await
+}
+
+/// After the output has ended: the container's exit code, or 0 if it runs on because the user typed the detach keys.
+async fn exit_or_detach(
+    client: &Client,
+    id: &str,
+    mut waiting: tokio::task::JoinHandle<Result<i64>>,
+    detachable: bool,
+) -> Result<i64> {
+    if detachable {
+        // The end of the last process closes the output a moment before the exit is known.
+        if let Ok(ended) = tokio::time::timeout(EXIT_AFTER_OUTPUT_MAX, &mut waiting).await {
+            return ended.map_err(|err| CliError::Protocol(err.to_string()))?;
+        }
+        let inspected = client
+            .docker
+            .inspect_container(id, None::<InspectContainerOptions>)
+            .await;
+        let running = inspected
+            .ok()
+            .and_then(|info| info.state?.running)
+            .unwrap_or(false);
+        if running {
+            waiting.abort();
+            eprintln!("read escape sequence");
+            return Ok(0);
+        }
+    }
     waiting
         .await
         .map_err(|err| CliError::Protocol(err.to_string()))?
@@ -293,7 +331,9 @@ pub(crate) async fn exec(client: &Client, args: ExecArgs) -> Result<()> {
     let StartExecResults::Attached { output, input } = started else {
         return Ok(());
     };
-    let _raw = args.tty.then(RawMode::enter).transpose()?;
+    let _raw = (args.tty && args.interactive)
+        .then(RawMode::enter)
+        .transpose()?;
     let resizing = args
         .tty
         .then(|| tokio::spawn(resize_loop(client.clone(), Resized::Exec(exec.clone()))));

@@ -127,15 +127,25 @@ fn explain_task(
         if let Some(placement) = placement {
             explanation.nodes = shoal_scheduler::explain(placement, &TaskRequest::from(task));
         }
-        explain_waiting(task, &mut explanation);
+        explain_waiting(state, task, &mut explanation);
     } else if let Some(text) = unreachable_node(state, task) {
         explanation.reason = text;
         explanation.fix = "bring the node back; the task is replaced elsewhere once the down limit has passed, unless \
                            its volume keeps it there"
             .to_owned();
     } else if !task.status.err.is_empty() {
-        explanation.fix =
-            "see `shoal svc logs` and correct the service with `shoal svc update`".to_owned();
+        // A task that never ran has no log to look into.
+        explanation.fix = match task.status.state {
+            TaskState::Assigned
+            | TaskState::Accepted
+            | TaskState::Preparing
+            | TaskState::Rejected => {
+                "correct the service with `shoal svc update`, or bring about on the node what is missing; it is tried \
+                 again by itself"
+            }
+            _ => "see `shoal svc logs` and correct the service with `shoal svc update`",
+        }
+        .to_owned();
     }
     explanation
 }
@@ -163,7 +173,7 @@ fn reason(task: &Task) -> String {
 }
 
 /// A task without a node: no node takes it, or it has only just been made.
-fn explain_waiting(task: &Task, explanation: &mut TaskExplanation) {
+fn explain_waiting(state: &State, task: &Task, explanation: &mut TaskExplanation) {
     let fitting = explanation
         .nodes
         .iter()
@@ -175,12 +185,38 @@ fn explain_waiting(task: &Task, explanation: &mut TaskExplanation) {
     } else if explanation.nodes.is_empty() {
         explanation.reason = "there is no node that it could run on".to_owned();
         explanation.fix = "let a node join (`shoal join-token worker`)".to_owned();
+    } else if let Some(failed) = failed_before(state, task).filter(|_| fitting) {
+        explanation.reason = format!(
+            "the task before it failed{}: {}; it is tried again, with a growing delay",
+            on_node(state, failed),
+            failed.status.err
+        );
+        explanation.fix =
+            "correct the service with `shoal svc update`, or bring about what is missing"
+                .to_owned();
     } else if fitting {
         explanation.reason = "it waits for the scheduler; a node fits".to_owned();
     } else if let Some(refusal) = explanation.nodes.iter().find_map(|n| n.refusals.first()) {
         explanation.reason = format!("no node takes it: {}", refusal.reason);
         explanation.fix.clone_from(&refusal.fix);
     }
+}
+
+/// The last task in the same place, if it failed with a reason.
+fn failed_before<'a>(state: &'a State, task: &Task) -> Option<&'a Task> {
+    let place = |task: &Task| (task.slot, (task.slot == 0).then_some(task.node_id));
+    state
+        .tasks_by_service(task.service_id)
+        .filter(|other| other.id != task.id && place(other) == place(task))
+        .max_by_key(|other| (other.meta.created_at, other.id))
+        .filter(|other| matches!(other.status.state, TaskState::Failed | TaskState::Rejected))
+        .filter(|other| !other.status.err.is_empty())
+        .map(|other| &**other)
+}
+
+fn on_node(state: &State, task: &Task) -> String {
+    let node = task.node_id.and_then(|id| state.node(id));
+    node.map_or_else(String::new, |node| format!(" on `{}`", node.display_name()))
 }
 
 fn unreachable_node(state: &State, task: &Task) -> Option<String> {

@@ -282,7 +282,7 @@ impl Spool {
                         stage.write(data)?;
                         tar.consume(count);
                     }
-                    Part::File(stage.finish())
+                    Part::File(stage.finish().closed())
                 }
                 Kind::HardLink => Part::Link(entry.link),
                 Kind::Symlink => {
@@ -331,7 +331,7 @@ impl Spool {
                     count => stage.write(&buffer[..count])?,
                 }
             }
-            parts.insert(key, Part::File(stage.finish()));
+            parts.insert(key, Part::File(stage.finish().closed()));
         }
         Ok(Self {
             parts,

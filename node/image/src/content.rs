@@ -242,7 +242,7 @@ impl BlobStage {
             digest: self.hasher.finish(),
             bytes: self.bytes,
             content: self.content,
-            file: self.file,
+            file: Some(self.file),
             tmp: self.tmp,
         }
     }
@@ -254,19 +254,29 @@ pub(crate) struct StagedBlob {
     pub(crate) digest: Digest,
     pub(crate) bytes: u64,
     content: Arc<Content>,
-    file: File,
+    /// `None` once closed.
+    file: Option<File>,
     tmp: TmpPath,
 }
 
 impl StagedBlob {
+    /// Closes the file: an archive may have more of them than a process may have open.
+    pub(crate) fn closed(mut self) -> Self {
+        self.file = None;
+        self
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.tmp.0
     }
 
     pub(crate) fn sync(&self) -> Result<(), ContentError> {
-        self.file
-            .sync_all()
-            .map_err(|err| ContentError::io("sync", &self.tmp.0, err))
+        // An error of writing back that nobody has seen yet is told to whoever opens the file next.
+        let synced = match &self.file {
+            Some(file) => file.sync_all(),
+            None => File::open(&self.tmp.0).and_then(|file| file.sync_all()),
+        };
+        synced.map_err(|err| ContentError::io("sync", &self.tmp.0, err))
     }
 
     /// Gives the blob its name. The caller has synced it, and syncs the directory.

@@ -15,7 +15,9 @@ use futures_util::{StreamExt, stream};
 use http::StatusCode;
 use serde_json::json;
 use shoal_engine::info::ContainerStats;
-use shoal_engine::{AttachOptions, EngineError, LogEntry, LogOptions, StdStream};
+use shoal_engine::{
+    AttachOptions, AttachStreams, EngineError, LogEntry, LogOptions, OutputChunk, StdStream,
+};
 use std::time::Duration;
 
 /// Time between two samples of statistics.
@@ -180,7 +182,15 @@ async fn exec_start(
     let size = container_in::console_size(&mut body)?;
     body.done()?;
     let keys = DetachKeys::parse(None)?;
-    let streams = api.engine.exec_start(&id, detach).await?;
+    let streams = match api.engine.exec_start(&id, detach).await {
+        Ok(streams) => streams,
+        Err(err @ EngineError::Start { .. }) if !detach => {
+            let tty = api.engine.exec_inspect(&id).await?.config.tty;
+            let streams = failure_streams(&err, tty);
+            return Ok(Client::with_upgrade(upgrade).join(&api, streams, DetachKeys::parse(None)?));
+        }
+        Err(err) => return Err(err.into()),
+    };
     if detach {
         return Ok(StatusCode::OK.into_response());
     }
@@ -190,6 +200,23 @@ async fn exec_start(
         api.engine.exec_resize(&id, size).await?;
     }
     Ok(Client::with_upgrade(upgrade).join(&api, streams, keys))
+}
+
+/// A program that can't be executed: clients read why as its output and then, with [`exec_inspect`], code 126 or 127.
+fn failure_streams(err: &EngineError, tty: bool) -> AttachStreams {
+    let chunk = OutputChunk {
+        stream: if tty {
+            StdStream::Stdout
+        } else {
+            StdStream::Stderr
+        },
+        bytes: format!("{err}\r\n").into(),
+    };
+    AttachStreams {
+        stdin: None,
+        output: futures_util::stream::once(std::future::ready(Ok(chunk))).boxed(),
+        tty,
+    }
 }
 
 async fn exec_inspect(State(api): State<Api>, Path(id): Path<String>) -> ApiResult {

@@ -3,7 +3,7 @@
 use super::actor::{ContainerParts, container_event};
 use super::record::{ContainerDir, ContainerRecord, StateRecord};
 use super::start;
-use crate::config::{ContainerConfig, NamespaceMode, NetworkMode, RestartPolicy};
+use crate::config::{ContainerConfig, HostConfig, NamespaceMode, NetworkMode, RestartPolicy};
 use crate::disk::{self, Durability, blocking};
 use crate::env::Env;
 use crate::error::{EngineError, ErrorKind, Result, chain};
@@ -203,6 +203,42 @@ fn check(env: &Env, config: &ContainerConfig) -> Result<()> {
     check_conflicts(config)
 }
 
+/// Only sysctls of a namespace that is not the host's: every other one would change the whole machine.
+fn check_sysctl(key: &str, host: &HostConfig) -> Result<()> {
+    const OF_IPC: &[&str] = &[
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    let refused = |why: &str| Err(EngineError::invalid("sysctl", format!("`{key}` {why}")));
+    // As sysctl(8): when a slash comes first, slashes separate and dots are part of names.
+    let dotted = match key.find(['.', '/']) {
+        Some(at) if key.as_bytes()[at] == b'/' => key.replace('/', "."),
+        _ => key.to_owned(),
+    };
+    if dotted.split('.').any(str::is_empty) || key.contains("..") {
+        return refused("is not a key");
+    }
+    if dotted.starts_with("net.") {
+        return match host.network_mode {
+            NetworkMode::Host => refused("is not allowed in the host's network namespace"),
+            _ => Ok(()),
+        };
+    }
+    if OF_IPC.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
+        return match host.ipc_mode {
+            NamespaceMode::Host => refused("is not allowed in the host's IPC namespace"),
+            NamespaceMode::Private | NamespaceMode::Container(_) => Ok(()),
+        };
+    }
+    refused("is not of a namespace: it would change the whole host")
+}
+
 /// Settings that exclude each other.
 fn check_conflicts(config: &ContainerConfig) -> Result<()> {
     let host = &config.host;
@@ -218,13 +254,8 @@ fn check_conflicts(config: &ContainerConfig) -> Result<()> {
             "conflicting options: port publishing and the container type network mode",
         ));
     }
-    if host.sysctls.keys().any(|key| key.starts_with("net."))
-        && host.network_mode == NetworkMode::Host
-    {
-        return Err(EngineError::invalid(
-            "sysctl",
-            "net.* is not allowed in the host's network namespace",
-        ));
+    for key in host.sysctls.keys() {
+        check_sysctl(key, host)?;
     }
     for name in config
         .env

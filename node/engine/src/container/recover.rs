@@ -55,6 +55,12 @@ pub(crate) async fn recover(env: &Arc<Env>) -> Result<Vec<Found>> {
         attempt.count += 1;
         if attempt.count > RECOVERY_ATTEMPTS_MAX {
             let reason = std::mem::take(&mut attempt.reason);
+            let first_try = attempt.count == RECOVERY_ATTEMPTS_MAX + 1;
+            disk::write_record(&book, &attempts, Durability::Cached)?;
+            if first_try {
+                // Nobody could stop it any more. Once only: the daemon may have ended three times just here.
+                end_shim(&path.join("bundle")).await;
+            }
             quarantine(&env.options.data_root, &name, &path, &reason)?;
             attempts.0.remove(&name);
             disk::write_record(&book, &attempts, Durability::Cached)?;
