@@ -160,7 +160,9 @@ fn source_files(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).expect("readable folder").flatten() {
         let path = entry.path();
         let name = entry.file_name();
-        if path.is_dir() && name != "target" && !name.to_string_lossy().starts_with('.') {
+        // What is in `vendor` is other people's code, kept as they wrote it.
+        let ours = name != "target" && name != "vendor";
+        if path.is_dir() && ours && !name.to_string_lossy().starts_with('.') {
             source_files(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             found.push(path);
