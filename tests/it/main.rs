@@ -4,6 +4,7 @@
 //! other: they share two cores, and a starved cluster says nothing about a healthy one.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod busybox;
 mod docker;
 mod failover;
 mod harness;

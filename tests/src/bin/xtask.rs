@@ -11,7 +11,8 @@ usage: cargo xtask COMMAND
   fast [FILTER…]   the tests that need neither root nor packages
   check            format, lints, documentation, tidy
   deny             licences, advisories, sources (installs cargo-deny if it is missing)
-  bench NAME       run a benchmark in release mode: scheduler, raft, runtime, image, cluster
+  bench NAME [ARG…] run a benchmark in release mode: scheduler, raft, runtime, image; with the whole product, as root:
+                   cluster, failover, run, agents
   ci               check, then test: what continuous integration runs
 ";
 
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
         ["fast", filters @ ..] => fast(filters),
         ["check"] => check(),
         ["deny"] => deny(),
-        ["bench", name] => bench(name),
+        ["bench", name, args @ ..] => bench(name, args),
         ["ci"] => check().and_then(|()| test(&[])),
         _ => {
             eprint!("{USAGE}");
@@ -178,14 +179,28 @@ fn deny() -> Result<()> {
     run(&mut cargo(&["deny", "--workspace", "check"]))
 }
 
-fn bench(name: &str) -> Result<()> {
-    let args: &[&str] = match name {
-        "scheduler" => &["bench", "--package", "shoal-scheduler"],
-        "raft" => &["bench", "--package", "shoal-manager"],
-        "runtime" => &["bench", "--package", "shoal-runtime"],
-        "image" => &["bench", "--package", "shoal-image"],
-        "cluster" => &["bench", "--package", "shoal-tests"],
+fn bench(name: &str, further: &[&str]) -> Result<()> {
+    let package = match name {
+        "scheduler" => "shoal-scheduler",
+        "raft" => "shoal-manager",
+        "runtime" => "shoal-runtime",
+        "image" => "shoal-image",
+        "cluster" | "failover" | "run" | "agents" => {
+            require_root()?;
+            run(&mut cargo(&[
+                "build",
+                "--release",
+                "--package",
+                "shoal-cli",
+            ]))?;
+            let mut command = cargo(&["bench", "--package", "shoal-tests", "--bench", "measure"]);
+            return run(command.args(["--", name]).args(further));
+        }
         other => bail!("there is no benchmark `{other}`\n{USAGE}"),
     };
-    run(&mut cargo(args))
+    let mut command = cargo(&["bench", "--package", package]);
+    if !further.is_empty() {
+        command.arg("--").args(further);
+    }
+    run(&mut command)
 }
