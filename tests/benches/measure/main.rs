@@ -18,6 +18,10 @@
 mod agents;
 mod api;
 #[path = "../../it/busybox.rs"]
+#[expect(
+    clippy::unwrap_used,
+    reason = "shared with the tests; writes to memory only"
+)]
 mod busybox;
 mod cluster;
 mod failover;
