@@ -35,10 +35,7 @@ use anyhow::{Context as _, Result, bail};
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // Cargo adds `--bench`.
-    let mut words = std::env::args()
-        .skip(1)
-        .filter(|word| !word.starts_with("--"));
+    let mut words = std::env::args().skip(1);
     let name = words
         .next()
         .context("which measurement? cluster, failover, run or agents")?;

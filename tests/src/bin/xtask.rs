@@ -193,8 +193,10 @@ fn bench(name: &str, further: &[&str]) -> Result<()> {
                 "--package",
                 "shoal-cli",
             ]))?;
-            let mut command = cargo(&["bench", "--package", "shoal-tests", "--bench", "measure"]);
-            return run(command.args(["--", name]).args(further));
+            let mut command = cargo(&["run", "--release", "--package", "shoal-tests"]);
+            return run(command
+                .args(["--example", "measure", "--", name])
+                .args(further));
         }
         other => bail!("there is no benchmark `{other}`\n{USAGE}"),
     };
