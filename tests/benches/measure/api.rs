@@ -85,7 +85,6 @@ impl Api {
                 "RestartPolicy": { "Condition": "any" },
             },
             "Mode": { "Replicated": { "Replicas": service.replicas } },
-            "EndpointSpec": { "Mode": "dnsrr" },
         });
         self.call(Method::POST, "/services/create", &body)
             .await

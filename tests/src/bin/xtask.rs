@@ -185,19 +185,7 @@ fn bench(name: &str, further: &[&str]) -> Result<()> {
         "raft" => "shoal-manager",
         "runtime" => "shoal-runtime",
         "image" => "shoal-image",
-        "cluster" | "failover" | "run" | "agents" => {
-            require_root()?;
-            run(&mut cargo(&[
-                "build",
-                "--release",
-                "--package",
-                "shoal-cli",
-            ]))?;
-            let mut command = cargo(&["run", "--release", "--package", "shoal-tests"]);
-            return run(command
-                .args(["--example", "measure", "--", name])
-                .args(further));
-        }
+        "cluster" | "failover" | "run" | "agents" => return measure(name, further),
         other => bail!("there is no benchmark `{other}`\n{USAGE}"),
     };
     let mut command = cargo(&["bench", "--package", package]);
@@ -205,4 +193,19 @@ fn bench(name: &str, further: &[&str]) -> Result<()> {
         command.arg("--").args(further);
     }
     run(&mut command)
+}
+
+/// Builds the product and the program that measures it in one call, so that both share every crate.
+fn measure(name: &str, further: &[&str]) -> Result<()> {
+    require_root()?;
+    let mut build = cargo(&["build", "--release", "--package", "shoal-cli", "--package"]);
+    run(build.args(["shoal-tests", "--bin", "shoal", "--example", "measure"]))?;
+    // This program lies in `debug`, beside `release`.
+    let own = std::env::current_exe().context("failed to find this program")?;
+    let profiles = own
+        .ancestors()
+        .nth(2)
+        .context("this program lies nowhere")?;
+    let mut program = Command::new(profiles.join("release/examples/measure"));
+    run(program.arg(name).args(further))
 }
