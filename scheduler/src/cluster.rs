@@ -39,7 +39,7 @@ struct VolumeEntry {
 
 /// A view of the cluster, fed with the objects of the store one by one.
 ///
-/// Feeding the same objects in another order gives the same view. [`crate::schedule`] also writes its placements into
+/// Feeding the same objects in another order gives the same view. [`crate::schedule()`] also writes its placements into
 /// it, so that the next call sees them before the store does; when a placement was refused by the store, feed the task
 /// again, or start over from an empty view.
 #[derive(Debug, Clone, Default)]

@@ -1,6 +1,6 @@
 //! Placement: which node runs which task, and why not the others.
 //!
-//! A [`Cluster`] is an incremental view of nodes, tasks and volumes. [`schedule`] takes it and the tasks that wait for
+//! A [`Cluster`] is an incremental view of nodes, tasks and volumes. [`schedule()`] takes it and the tasks that wait for
 //! a node, and returns a [`Plan`]: a node for each task, or the reasons of the refusal in words that a user can act
 //! on. The same view and the same requests, in whatever order, give the same plan.
 //!

@@ -1,4 +1,8 @@
 //! The command line: what can be typed. Meaning is given to it in `spec` and `commands`.
+#![expect(
+    rustdoc::broken_intra_doc_links,
+    reason = "doc comments are the help that users see, and brackets mean that a word may be left out"
+)]
 
 pub(crate) mod cluster;
 pub(crate) mod container;

@@ -166,7 +166,7 @@ impl RaftHandle {
     /// Founds a cluster of this one member and commits the first entries.
     ///
     /// # Errors
-    /// [`ProposeError::Membership`] when there is a log already; the rest as [`Self::propose`].
+    /// [`ProposeError::Membership`] when there is a log already; the rest as `propose`.
     pub async fn bootstrap(&self, first: Vec<Vec<StoreAction>>) -> Result<(), ProposeError> {
         let inner = &self.inner;
         let own = RaftPeer {

@@ -1,7 +1,7 @@
 //! Making a container: the code that runs between the clone and the program's first instruction.
 //!
 //! The shim calls [`spawn_init`] and [`spawn_exec`]; both clone a process that reports over its [`Sync`] socket:
-//! first the terminal, then "ready" or a [`Failure`]. The socket closes at execution, which is how success is seen.
+//! first the terminal, then "ready" or a failure. The socket closes at execution, which is how success is seen.
 
 mod credentials;
 mod devices;
