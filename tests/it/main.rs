@@ -5,9 +5,11 @@
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod busybox;
+mod damage;
 mod docker;
 mod failover;
 mod harness;
 mod membership;
 mod services;
+mod terminals;
 mod volumes;
