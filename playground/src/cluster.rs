@@ -1,10 +1,10 @@
 //! A cluster on the playground: hosts, daemons, joined.
 
 use crate::host::{DaemonOptions, Host};
-use crate::state::State;
+use crate::state::{State, cgroup_root};
 use crate::switch::host_address;
 use crate::{PlaygroundError, Switch};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What a cluster looks like.
 #[derive(Debug, Clone)]
@@ -84,8 +84,7 @@ impl Cluster {
         let address = host_address(number);
         self.switch.plug_in(name, address).await?;
         let dir = self.options.dir.join("hosts").join(name);
-        let instance = instance_name(&self.options.dir);
-        let cgroup_parent = format!("/shoal-playground-{instance}/{name}");
+        let cgroup_parent = format!("{}/{name}", cgroup_root(&self.options.dir));
         let netns = self.switch.host_netns(name);
         let host = Host::new(name, address, dir, &self.options.exe, netns, cgroup_parent);
         self.state.hosts.push(host);
@@ -160,15 +159,6 @@ impl Cluster {
     /// # Errors
     /// The first failure; everything else is removed all the same.
     pub async fn remove(mut self) -> Result<(), PlaygroundError> {
-        self.state.remove().await?;
-        let instance = instance_name(&self.options.dir);
-        crate::cgroups::remove_tree(&format!("/shoal-playground-{instance}"))
+        self.state.remove().await
     }
-}
-
-/// A short name for the playground in `dir`, for cgroups: two playgrounds do not meet.
-fn instance_name(dir: &Path) -> String {
-    shoal_overlay_net::InstanceTag::derive(&dir.to_string_lossy())
-        .as_str()
-        .to_owned()
 }

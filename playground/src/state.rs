@@ -5,6 +5,12 @@ use crate::{PlaygroundError, Switch, cgroups};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
+/// The cgroup below which all hosts of the playground in `dir` are: two playgrounds do not meet.
+pub(crate) fn cgroup_root(dir: &Path) -> String {
+    let tag = shoal_overlay_net::InstanceTag::derive(&dir.to_string_lossy());
+    format!("/shoal-playground-{}", tag.as_str())
+}
+
 /// A playground as it is written down.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct State {
@@ -125,9 +131,7 @@ impl State {
             note(host.kill().await);
         }
         note(Switch::remove(&self.dir).await);
-        for host in &self.hosts {
-            note(cgroups::remove_tree(&host.cgroup_parent));
-        }
+        note(cgroups::remove_tree(&cgroup_root(&self.dir)));
         note(
             std::fs::remove_dir_all(&self.dir).map_err(|err| PlaygroundError::File {
                 action: "remove",
