@@ -59,7 +59,8 @@ mod tests {
     #[test]
     fn spans_count_back_from_now() {
         for (text, seconds) in [("0s", 0), ("10m", 600), ("1h30m", 5_400), ("1.5h", 5_400)] {
-            let passed = now().0 - parse_time(text).unwrap().0 - seconds * 1_000_000_000;
+            let then = parse_time(text).unwrap().0;
+            let passed = now().0 - then - seconds * 1_000_000_000;
             assert!((0..60_000_000_000).contains(&passed), "{text}: {passed}");
         }
         assert_eq!(parse_time("1x"), None);

@@ -319,6 +319,10 @@ impl LocalNet {
         spec: &AttachSpec,
     ) -> Result<Attachment, LocalNetError> {
         let host_link = self.tag.veth_name(&spec.container, &spec.interface);
+        if let Some(index) = links::index_of(&self.netlink, &host_link).await? {
+            // Of the container's last run: its namespace is gone, and the kernel is still clearing away.
+            links::delete(&self.netlink, &host_link, index).await?;
+        }
         let created = links::attach(&self.netlink, netns, &host_link, spec).await;
         if created.is_err()
             && let Ok(Some(index)) = links::index_of(&self.netlink, &host_link).await
