@@ -94,5 +94,6 @@ fn node(number: u64) -> Node {
         manager: (number == 1).then_some(manager),
         public_key_digest: digest(number),
         hold_until: None,
+        mesh: None,
     }
 }

@@ -1,6 +1,7 @@
 //! The cluster object: settings, certificate authority, join tokens.
 
 use crate::{ClusterId, Labels, Meta, Timestamp};
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -23,7 +24,23 @@ pub struct ClusterSpec {
     pub down_limit_ms: u64,
     /// Life of a node certificate, in seconds; at least 3600.
     pub node_cert_expiry_s: u64,
+    /// Where subnets of networks are taken from, in order.
+    pub address_pools: Vec<Ipv4Net>,
+    /// Prefix length of a subnet that is taken from a pool.
+    pub subnet_prefix_len: u8,
+    /// Where the nodes' addresses in the mesh are taken from; between /8 and /24. Set when the cluster is made.
+    pub mesh_pool: Ipv4Net,
+    /// Seconds after which a node changes its WireGuard key; at least 3600.
+    pub key_rotation_s: u64,
 }
+
+/// Default of [`ClusterSpec::address_pools`], as in Docker.
+pub const DEFAULT_ADDRESS_POOL: Ipv4Net =
+    Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 0, 0, 0), 8);
+
+/// Default of [`ClusterSpec::mesh_pool`].
+pub const DEFAULT_MESH_POOL: Ipv4Net =
+    Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 255, 0, 0), 16);
 
 impl Default for ClusterSpec {
     fn default() -> Self {
@@ -36,6 +53,10 @@ impl Default for ClusterSpec {
             lease_ms: 2_000,
             down_limit_ms: 3_000,
             node_cert_expiry_s: 90 * 24 * 3600,
+            address_pools: vec![DEFAULT_ADDRESS_POOL],
+            subnet_prefix_len: 24,
+            mesh_pool: DEFAULT_MESH_POOL,
+            key_rotation_s: 7 * 24 * 3600,
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Raft entries: facts, computed by the leader, with the time and the ids inside.
 
+use crate::network::{AddressLease, Attachment, Endpoint, MeshAddress, Network};
 use crate::node::{ManagerStatus, NodeDescription, NodeStatus};
 use crate::volume::SlotKey;
 use crate::{
-    Cluster, Node, NodeId, NodeRole, Service, ServiceId, Task, TaskId, TaskState, TaskStatus,
-    Timestamp, Version, Volume, VolumeId,
+    Cluster, ContainerId, NetworkId, Node, NodeId, NodeRole, Service, ServiceId, Task, TaskId,
+    TaskState, TaskStatus, Timestamp, Version, Volume, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,12 @@ pub enum Object {
     Task(Box<Task>),
     /// A volume.
     Volume(Box<Volume>),
+    /// A network.
+    Network(Box<Network>),
+    /// The blocks of a node in a network.
+    Lease(Box<AddressLease>),
+    /// A container in attachable networks.
+    Attachment(Box<Attachment>),
 }
 
 /// The key of an object of any kind.
@@ -51,6 +58,12 @@ pub enum ObjectKey {
     Task(TaskId),
     /// A volume.
     Volume(VolumeId),
+    /// A network.
+    Network(NetworkId),
+    /// The blocks of a node in a network.
+    Lease(NetworkId, NodeId),
+    /// A container in attachable networks.
+    Attachment(ContainerId),
 }
 
 impl Object {
@@ -62,6 +75,9 @@ impl Object {
             Self::Service(service) => ObjectKey::Service(service.id),
             Self::Task(task) => ObjectKey::Task(task.id),
             Self::Volume(volume) => ObjectKey::Volume(volume.id),
+            Self::Network(network) => ObjectKey::Network(network.id),
+            Self::Lease(lease) => ObjectKey::Lease(lease.network_id, lease.node_id),
+            Self::Attachment(attachment) => ObjectKey::Attachment(attachment.container_id),
         }
     }
 }
@@ -91,6 +107,8 @@ pub enum StoreAction {
         node_id: NodeId,
         /// Ids for volumes that do not exist yet on that node, by name.
         new_volumes: Vec<(VolumeId, String)>,
+        /// Its addresses, each within a lease of the node. Refused when one is in use.
+        endpoints: Vec<Endpoint>,
     },
     /// Moves the desired state of a task forward; a move back is ignored.
     SetDesired {
@@ -149,6 +167,13 @@ pub enum StoreAction {
     UseJoinToken {
         /// Which of the two.
         role: NodeRole,
+    },
+    /// The node's addresses in the mesh; ignored when it has some, or is unknown.
+    SetNodeMesh {
+        /// The node.
+        node_id: NodeId,
+        /// The addresses. Refused when another node has one of them.
+        mesh: MeshAddress,
     },
     /// Every manager reads this level: leaders may now propose it.
     RaiseFeatureLevel(u32),

@@ -5,12 +5,17 @@
 //! items, closed by [`ControlResponse::End`]; every other answer is one frame. Reads are linearizable. A manager that
 //! does not lead passes the request on to the leader with the caller's identity.
 
+use crate::netstate::NetEndpoint;
+use crate::network::{
+    AddressLease, Attachment, AttachmentWish, MeshAddress, Network, NetworkSpec, ServiceVip,
+    WireGuardDescription,
+};
 use crate::node::NodeSpec;
 use crate::task::Refusal;
 use crate::volume::SlotKey;
 use crate::{
-    Cluster, ClusterSpec, Labels, Node, NodeId, NodeRole, Service, ServiceId, ServiceSpec, Task,
-    TaskId, Timestamp, Version, Volume, VolumeId,
+    Cluster, ClusterSpec, ContainerId, Labels, NetworkId, Node, NodeId, NodeRole, Service,
+    ServiceId, ServiceSpec, Task, TaskId, Timestamp, Version, Volume, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -107,6 +112,37 @@ pub enum ControlRequest {
         /// Name of the volume.
         name: String,
     },
+    /// All networks across hosts.
+    ListNetworks,
+    /// One network.
+    GetNetwork(NetworkId),
+    /// Make a network.
+    CreateNetwork {
+        /// Its id, made by the caller so that a repeated request makes one network.
+        id: NetworkId,
+        /// The spec.
+        spec: Box<NetworkSpec>,
+    },
+    /// Remove a network that nothing uses.
+    RemoveNetwork(NetworkId),
+    /// Give a container of the calling node addresses in attachable networks. Asked again, it gets the same ones.
+    AttachContainer {
+        /// The container.
+        container_id: ContainerId,
+        /// Its name.
+        name: String,
+        /// The networks.
+        wishes: Vec<AttachmentWish>,
+    },
+    /// The container of the calling node has left all of its networks: its interfaces are gone.
+    DetachContainer(ContainerId),
+    /// What every node says of the mesh: answered from the leader's memory.
+    NetworkCheck,
+    /// Every node makes a new WireGuard key now, or one node does.
+    RotateNetworkKeys {
+        /// Only this one.
+        node_id: Option<NodeId>,
+    },
     /// Passed on to the leader by another manager. Whoever gets it and does not lead answers
     /// [`crate::rpc::ErrorCode::NotLeader`]: a request makes one hop.
     Forwarded {
@@ -146,6 +182,46 @@ pub enum ControlResponse {
     Explanation(Box<Explanation>),
     /// Part of a list of volumes.
     Volumes(Vec<Volume>),
+    /// One network.
+    Network(Box<NetworkView>),
+    /// Part of a list of networks.
+    Networks(Vec<NetworkView>),
+    /// The network was made.
+    NetworkCreated(NetworkId),
+    /// The container's addresses.
+    Attached(Box<Attachment>),
+    /// What the leader knows of each node's networks.
+    NetworkCheck(Vec<NodeNetworkView>),
+}
+
+/// A network with who is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkView {
+    /// The object.
+    pub network: Network,
+    /// Blocks by node.
+    pub leases: Vec<AddressLease>,
+    /// Services with their virtual addresses in it.
+    pub services: Vec<(ServiceId, String, Option<ServiceVip>)>,
+    /// Tasks and containers in it.
+    pub endpoints: Vec<NetEndpoint>,
+}
+
+/// What the leader knows of one node's networks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeNetworkView {
+    /// The node.
+    pub node_id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Its addresses in the mesh.
+    pub mesh: Option<MeshAddress>,
+    /// What it says of its WireGuard.
+    pub wireguard: Option<WireGuardDescription>,
+    /// The version that it has applied last; `None`: it has no feed.
+    pub applied: Option<Version>,
+    /// The version that it should have applied.
+    pub wanted: Version,
 }
 
 /// A node with what only the leader knows.

@@ -168,6 +168,10 @@ object_id!(
     VolumeId
 );
 object_id!(
+    /// A network across hosts.
+    NetworkId
+);
+object_id!(
     /// One connection of a node to the dispatcher; a new one invalidates the one before.
     SessionId
 );

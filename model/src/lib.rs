@@ -10,6 +10,8 @@ pub mod codec;
 pub mod command;
 pub mod control;
 pub mod id;
+pub mod netstate;
+pub mod network;
 pub mod node;
 pub mod resources;
 pub mod rpc;
@@ -21,7 +23,11 @@ pub mod time;
 pub mod volume;
 
 pub use cluster::{Cluster, ClusterSpec};
-pub use id::{ClusterId, ContainerId, NodeId, RaftNodeId, ServiceId, SessionId, TaskId, VolumeId};
+pub use id::{
+    ClusterId, ContainerId, NetworkId, NodeId, RaftNodeId, ServiceId, SessionId, TaskId, VolumeId,
+};
+pub use netstate::NetState;
+pub use network::{AddressLease, Attachment, Endpoint, Network, NetworkSpec};
 pub use node::{Availability, Node, NodeDescription, NodeRole, NodeSpec, NodeState, NodeStatus};
 pub use resources::Resources;
 pub use service::Service;

@@ -1,6 +1,8 @@
 //! Machines.
 
+use crate::network::{MeshAddress, WireGuardDescription};
 use crate::{Labels, Meta, NodeId, RaftNodeId, Resources, Timestamp};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -91,6 +93,10 @@ pub struct NodeDescription {
     pub control_addr: Option<SocketAddr>,
     /// Where others reach the bulk port of this node.
     pub bulk_addr: Option<SocketAddr>,
+    /// Its part in the mesh; `None` while it has none.
+    pub wireguard: Option<WireGuardDescription>,
+    /// Networks that the machine reaches by routes of its own: no subnet of ours may overlap them.
+    pub local_networks: Vec<IpNet>,
 }
 
 /// Whether managers hear from a node.
@@ -160,6 +166,8 @@ pub struct Node {
     pub manager: Option<ManagerStatus>,
     /// SHA-256 of its public key (SubjectPublicKeyInfo): a node is its key.
     pub public_key_digest: [u8; 32],
+    /// Its addresses in the mesh, given out once it has said its WireGuard key.
+    pub mesh: Option<MeshAddress>,
     /// Planned restart: until then the node is not declared down.
     pub hold_until: Option<Timestamp>,
 }

@@ -16,6 +16,10 @@ pub enum Method {
     Session = 11,
     /// The node leaves the cluster for good.
     Leave = 12,
+    /// The network state of the node ([`crate::netstate`]).
+    NetFeed = 13,
+    /// Addresses for containers of the calling node.
+    Attach = 14,
     /// Raft: append entries.
     RaftAppend = 20,
     /// Raft: vote.
@@ -49,12 +53,14 @@ pub enum Access {
 
 impl Method {
     /// All methods.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Join,
         Self::Readmit,
         Self::RenewCertificate,
         Self::Session,
         Self::Leave,
+        Self::NetFeed,
+        Self::Attach,
         Self::RaftAppend,
         Self::RaftVote,
         Self::RaftSnapshot,
@@ -70,7 +76,9 @@ impl Method {
     pub const fn access(self) -> Access {
         match self {
             Self::Join | Self::Readmit => Access::Open,
-            Self::RenewCertificate | Self::Session | Self::Leave => Access::Node,
+            Self::RenewCertificate | Self::Session | Self::Leave | Self::NetFeed | Self::Attach => {
+                Access::Node
+            }
             Self::RaftAppend
             | Self::RaftVote
             | Self::RaftSnapshot

@@ -1,5 +1,7 @@
 //! Services as they are stored.
 
+use crate::network::ServiceVip;
+use crate::spec::PortConfig;
 use crate::{Meta, ServiceId, ServiceSpec, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +58,10 @@ pub struct Service {
     pub spec_version: u64,
     /// Progress of the last update, if there was one.
     pub update_status: Option<UpdateStatus>,
+    /// Its virtual addresses, one per network of its tasks; none with `dnsrr`.
+    pub vips: Vec<ServiceVip>,
+    /// Its published ports, with the numbers that were chosen.
+    pub ports: Vec<PortConfig>,
     /// Being removed: tasks are stopped first, then the object goes.
     pub pending_delete: bool,
 }

@@ -3,7 +3,9 @@
 //! Field by field these follow Docker's `ServiceSpec` (Engine API 1.51); durations are in nanoseconds, as there.
 
 use crate::Labels;
+use crate::network::NetworkAttachment;
 use crate::resources::ResourceRequirements;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -73,6 +75,8 @@ pub struct TaskSpec {
     pub log_driver: Option<LogDriver>,
     /// Raised by `--force`: a new number replaces every task.
     pub force_update: u64,
+    /// Networks across hosts that its container is in; empty: the node's default bridge.
+    pub networks: Vec<NetworkAttachment>,
 }
 
 /// A container of a task.
@@ -374,6 +378,10 @@ pub struct PortConfig {
     pub published: u16,
     /// How.
     pub mode: PublishMode,
+    /// Addresses of the nodes that it is published on; empty: all of them.
+    pub addrs: Vec<IpNet>,
+    /// Clients that may connect; empty: all of them.
+    pub allow: Vec<IpNet>,
 }
 
 /// How clients find the tasks.
@@ -383,6 +391,9 @@ pub struct EndpointSpec {
     pub mode: EndpointMode,
     /// Published ports.
     pub ports: Vec<PortConfig>,
+    /// Connections of one client go to one task until it has been silent for so long, in seconds; `None`: each
+    /// connection goes to any task.
+    pub sticky_s: Option<u32>,
 }
 
 /// What a service's name resolves to.

@@ -1,5 +1,6 @@
 //! Tasks: one unit of a service, bound to one node.
 
+use crate::network::Endpoint;
 use crate::spec::{OnPartition, PortConfig};
 use crate::{ContainerId, Meta, NodeId, ServiceId, TaskId, TaskSpec, Timestamp, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -214,6 +215,8 @@ pub struct Task {
     pub status: TaskStatus,
     /// Its named volumes, filled in with the node.
     pub volumes: Vec<VolumeAttachment>,
+    /// Its addresses in networks across hosts, filled in with the node.
+    pub endpoints: Vec<Endpoint>,
     /// No local repair before this time: the monitor window of an update is open.
     pub monitor_until: Option<Timestamp>,
     /// Not started before this time: the delay of the restart policy.

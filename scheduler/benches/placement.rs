@@ -52,6 +52,7 @@ fn node(number: usize) -> Node {
         manager: None,
         public_key_digest: [0; 32],
         hold_until: None,
+        mesh: None,
     }
 }
 

@@ -325,6 +325,7 @@ mod tests {
             manager: None,
             public_key_digest: [0; 32],
             hold_until: None,
+            mesh: None,
         }
     }
 

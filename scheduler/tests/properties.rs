@@ -50,6 +50,7 @@ fn node(id: u128, zone: u8, memory: i64, availability: Availability, state: Node
         manager: None,
         public_key_digest: [0; 32],
         hold_until: None,
+        mesh: None,
     }
 }
 
@@ -76,6 +77,7 @@ fn task(id: u128, service: u128, slot: u64, spec: &Arc<TaskSpec>) -> Task {
         },
         volumes: Vec::new(),
         monitor_until: None,
+        endpoints: Vec::new(),
         not_before: None,
     }
 }

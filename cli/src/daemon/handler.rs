@@ -34,6 +34,8 @@ impl RpcHandler for ControlHandler {
             | Method::RenewCertificate
             | Method::Session
             | Method::Leave
+            | Method::NetFeed
+            | Method::Attach
             | Method::RaftSnapshot
             | Method::RaftJoin
             | Method::Control

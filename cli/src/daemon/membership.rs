@@ -262,6 +262,8 @@ impl Membership {
             feature_level_max: FEATURE_LEVEL,
             control_addr: Some(record.advertise),
             bulk_addr: Some(SocketAddr::new(record.advertise.ip(), bulk_port)),
+            wireguard: None,
+            local_networks: Vec::new(),
         }
     }
 

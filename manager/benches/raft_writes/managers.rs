@@ -194,6 +194,7 @@ fn create(key: u32) -> StoreAction {
         manager: None,
         public_key_digest: [0; 32],
         hold_until: None,
+        mesh: None,
     })))
 }
 

@@ -272,6 +272,7 @@ pub(crate) fn new_node(
         manager: None,
         public_key_digest,
         hold_until: None,
+        mesh: None,
     }
 }
 

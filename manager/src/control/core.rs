@@ -73,6 +73,16 @@ impl Core {
             ControlRequest::RebindVolume { slot, name } => {
                 one(self.rebind_volume(&state, slot, &name, repeated).await?)
             }
+            ControlRequest::ListNetworks
+            | ControlRequest::GetNetwork(_)
+            | ControlRequest::CreateNetwork { .. }
+            | ControlRequest::RemoveNetwork(_)
+            | ControlRequest::AttachContainer { .. }
+            | ControlRequest::DetachContainer(_)
+            | ControlRequest::NetworkCheck
+            | ControlRequest::RotateNetworkKeys { .. } => {
+                Err(Failure::invalid("networks are not served by this manager"))
+            }
             ControlRequest::Forwarded { .. } => Err(Failure::invalid(
                 "a forwarded request inside a forwarded request is not allowed",
             )),

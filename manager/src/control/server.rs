@@ -93,6 +93,14 @@ fn touches(change: &Change, id: ServiceId) -> bool {
     match change.newest() {
         Some(Entity::Service(service)) => service.id == id,
         Some(Entity::Task(task)) => task.service_id == id,
-        Some(Entity::Cluster(_) | Entity::Node(_) | Entity::Volume(_)) | None => false,
+        Some(
+            Entity::Cluster(_)
+            | Entity::Node(_)
+            | Entity::Volume(_)
+            | Entity::Network(_)
+            | Entity::Lease(_)
+            | Entity::Attachment(_),
+        )
+        | None => false,
     }
 }

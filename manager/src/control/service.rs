@@ -55,6 +55,8 @@ impl Core {
             meta: Meta::default(),
             spec,
             previous_spec: None,
+            vips: Vec::new(),
+            ports: Vec::new(),
             spec_version: 1,
             update_status: None,
             pending_delete: false,

@@ -107,6 +107,7 @@ impl World {
                     status: TaskStatus::default(),
                     volumes: Vec::new(),
                     monitor_until: None,
+                    endpoints: Vec::new(),
                     not_before: None,
                 };
                 StoreAction::Create(Object::Task(Box::new(task)))

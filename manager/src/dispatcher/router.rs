@@ -58,7 +58,11 @@ fn route(term: &Term, batch: &ChangeBatch, known: &mut Vec<ManagerPeer>) {
                     sessions.for_each(|session| session.outbox.close(reason.to_owned()));
                 }
             }
-            ObjectKey::Service(_) | ObjectKey::Volume(_) => {}
+            ObjectKey::Service(_)
+            | ObjectKey::Volume(_)
+            | ObjectKey::Network(_)
+            | ObjectKey::Lease(..)
+            | ObjectKey::Attachment(_) => {}
         }
     }
     drop(live);
@@ -81,7 +85,15 @@ fn tell_node(outbox: &Outbox, before: Option<&Node>, after: Option<&Node>) {
 fn node(entity: &Option<Entity>) -> Option<&Node> {
     match entity {
         Some(Entity::Node(node)) => Some(node),
-        Some(Entity::Cluster(_) | Entity::Service(_) | Entity::Task(_) | Entity::Volume(_))
+        Some(
+            Entity::Cluster(_)
+            | Entity::Service(_)
+            | Entity::Task(_)
+            | Entity::Volume(_)
+            | Entity::Network(_)
+            | Entity::Lease(_)
+            | Entity::Attachment(_),
+        )
         | None => None,
     }
 }

@@ -138,6 +138,7 @@ fn node(id: NodeId) -> Node {
         manager: None,
         public_key_digest: [0; 32],
         hold_until: None,
+        mesh: None,
     }
 }
 
@@ -151,6 +152,8 @@ fn service() -> Service {
         meta: Meta::default(),
         spec,
         previous_spec: None,
+        vips: Vec::new(),
+        ports: Vec::new(),
         spec_version: 1,
         update_status: None,
         pending_delete: false,
@@ -176,6 +179,7 @@ fn task(bits: u128, node_id: NodeId) -> Task {
         },
         volumes: Vec::new(),
         monitor_until: None,
+        endpoints: Vec::new(),
         not_before: None,
     }
 }
@@ -248,6 +252,7 @@ impl Fixture {
                 version,
                 node_id: task.node_id.unwrap(),
                 new_volumes: Vec::new(),
+                endpoints: Vec::new(),
             })
             .collect();
         self.consensus.propose(assigned).await.unwrap();

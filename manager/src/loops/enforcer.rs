@@ -64,7 +64,15 @@ impl Reconciler for Enforcer {
             Some(Entity::Task(task)) if task.status.state == TaskState::Assigned => {
                 self.dirty.extend(task.node_id);
             }
-            Some(Entity::Task(_) | Entity::Service(_) | Entity::Volume(_) | Entity::Cluster(_))
+            Some(
+                Entity::Task(_)
+                | Entity::Service(_)
+                | Entity::Volume(_)
+                | Entity::Cluster(_)
+                | Entity::Network(_)
+                | Entity::Lease(_)
+                | Entity::Attachment(_),
+            )
             | None => {}
         }
     }

@@ -150,7 +150,10 @@ impl Reconciler for Reaper {
                 self.nodes.insert(node.id);
             }
             Some(Entity::Cluster(_)) => self.everything = true,
-            Some(Entity::Volume(_)) | None => {}
+            Some(
+                Entity::Volume(_) | Entity::Network(_) | Entity::Lease(_) | Entity::Attachment(_),
+            )
+            | None => {}
         }
     }
 

@@ -76,6 +76,7 @@ fn assign(
         version: task.meta.version,
         node_id,
         new_volumes,
+        endpoints: Vec::new(),
     })
 }
 
@@ -158,8 +159,25 @@ impl Reconciler for SchedulerLoop {
                 self.relevant = true;
             }
             (Some(Entity::Service(service)), None) => self.cluster.forget_service(service.id),
-            (_, Some(Entity::Service(_) | Entity::Cluster(_)))
-            | (Some(Entity::Cluster(_)), None)
+            (
+                _,
+                Some(
+                    Entity::Service(_)
+                    | Entity::Network(_)
+                    | Entity::Lease(_)
+                    | Entity::Attachment(_)
+                    | Entity::Cluster(_),
+                ),
+            )
+            | (
+                Some(
+                    Entity::Cluster(_)
+                    | Entity::Network(_)
+                    | Entity::Lease(_)
+                    | Entity::Attachment(_),
+                ),
+                None,
+            )
             | (None, None) => {}
         }
     }

@@ -33,6 +33,8 @@ impl RpcHandler for ManagerHandle {
             | Method::RenewCertificate => return true,
             Method::Session
             | Method::Leave
+            | Method::NetFeed
+            | Method::Attach
             | Method::RaftJoin
             | Method::Control
             | Method::ControlWatch
@@ -84,6 +86,10 @@ impl ManagerHandle {
             (Method::RaftJoin, Some(caller)) => parts.roles.serve_raft_join(caller, stream).await,
             (Method::Control, Some(caller)) => parts.control.serve(caller, stream).await,
             (Method::ControlWatch, Some(_)) => parts.control.serve_watch(stream).await,
+            (Method::NetFeed | Method::Attach, _) => {
+                let error = RpcError::new(ErrorCode::InvalidArgument, "networks are not served");
+                stream.reply::<()>(&Err(error)).await
+            }
             (Method::TaskLogs, _) => {
                 let error = RpcError::new(
                     ErrorCode::InvalidArgument,

@@ -88,7 +88,8 @@ impl Transaction<'_> {
                 version,
                 node_id,
                 new_volumes,
-            } => self.assign(*task_id, *version, *node_id, new_volumes),
+                endpoints,
+            } => self.assign(*task_id, *version, *node_id, new_volumes, endpoints),
             StoreAction::SetDesired { task_id, desired } => self.set_desired(*task_id, *desired),
             StoreAction::SetTaskStatus { task_id, status } => {
                 self.set_task_status(*task_id, status);
@@ -116,6 +117,7 @@ impl Transaction<'_> {
                 Ok(())
             }
             StoreAction::UnbindVolume { volume_id, slot } => self.unbind_volume(*volume_id, *slot),
+            StoreAction::SetNodeMesh { node_id, mesh } => self.set_node_mesh(*node_id, *mesh),
             StoreAction::UseJoinToken { role } => self.use_join_token(*role),
             StoreAction::RaiseFeatureLevel(level) => {
                 self.state.feature_level = self.state.feature_level.max(*level);
@@ -125,7 +127,7 @@ impl Transaction<'_> {
     }
 
     /// The meta of an object that is written now; `before` is what is stored.
-    fn meta(&self, before: Option<&Meta>) -> Meta {
+    pub(super) fn meta(&self, before: Option<&Meta>) -> Meta {
         Meta {
             version: self.version,
             created_at: before.map_or(self.time, |meta| meta.created_at),
@@ -180,6 +182,9 @@ impl Transaction<'_> {
                 let mut volume = Volume::clone(volume);
                 volume.meta = meta;
                 self.put(Entity::Volume(Arc::new(volume)));
+            }
+            Object::Network(_) | Object::Lease(_) | Object::Attachment(_) => {
+                self.create_in_network(object, meta)?;
             }
         }
         Ok(())
@@ -239,6 +244,9 @@ impl Transaction<'_> {
                 volume.meta = self.meta(Some(&before.meta));
                 self.put(Entity::Volume(Arc::new(volume)));
             }
+            (found @ (Entity::Network(_) | Entity::Lease(_) | Entity::Attachment(_)), object) => {
+                self.update_in_network(&found, object)?;
+            }
             // Keys name the kind, so that the two always agree.
             (
                 Entity::Cluster(_)
@@ -269,6 +277,9 @@ impl Transaction<'_> {
             ),
             Entity::Task(task) => (task.meta.version, self.task_obstacle(task)),
             Entity::Volume(volume) => (volume.meta.version, self.volume_obstacle(volume)),
+            Entity::Network(network) => (network.meta.version, self.network_obstacle(network)),
+            Entity::Lease(lease) => (lease.meta.version, self.lease_obstacle(lease)),
+            Entity::Attachment(attachment) => (attachment.meta.version, None),
         };
         if let Some(expected) = version {
             check_version(key, expected, stored)?;
@@ -480,7 +491,7 @@ impl Transaction<'_> {
     }
 
     /// Changes a node in place; an unknown node and a change of nothing are ignored.
-    fn change_node(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
+    pub(super) fn change_node(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
         let Some(before) = self.state.node(id) else {
             return;
         };

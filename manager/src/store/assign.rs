@@ -3,6 +3,7 @@
 use super::apply::{Transaction, check_version, invalid};
 use super::tasks::host_ports;
 use shoal_model::command::{ObjectKey, Rejection};
+use shoal_model::network::Endpoint;
 use shoal_model::spec::MountKind;
 use shoal_model::task::VolumeAttachment;
 use shoal_model::volume::SlotKey;
@@ -21,6 +22,7 @@ impl Transaction<'_> {
         version: Version,
         node_id: NodeId,
         new_volumes: &[(VolumeId, String)],
+        endpoints: &[Endpoint],
     ) -> Result<(), Rejection> {
         let key = ObjectKey::Task(task_id);
         let task = self.state.task(task_id).ok_or(Rejection::NotFound(key))?;
@@ -35,6 +37,7 @@ impl Transaction<'_> {
                 node_id,
                 reason,
             })?;
+        task.endpoints = endpoints.to_vec();
         task.volumes = self.attach_volumes(&task, node_id, new_volumes)?;
         task.node_id = Some(node_id);
         task.status = TaskStatus {

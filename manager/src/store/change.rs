@@ -1,7 +1,7 @@
 //! What an entry changed, for watchers.
 
 use shoal_model::command::{Object, ObjectKey};
-use shoal_model::{Cluster, Node, Service, Task, Volume};
+use shoal_model::{AddressLease, Attachment, Cluster, Network, Node, Service, Task, Volume};
 use std::sync::Arc;
 
 /// A stored object of any kind, shared with the state that it came from.
@@ -17,6 +17,12 @@ pub enum Entity {
     Task(Arc<Task>),
     /// A volume.
     Volume(Arc<Volume>),
+    /// A network.
+    Network(Arc<Network>),
+    /// The blocks of a node in a network.
+    Lease(Arc<AddressLease>),
+    /// A container in attachable networks.
+    Attachment(Arc<Attachment>),
 }
 
 impl Entity {
@@ -28,6 +34,9 @@ impl Entity {
             Self::Service(service) => ObjectKey::Service(service.id),
             Self::Task(task) => ObjectKey::Task(task.id),
             Self::Volume(volume) => ObjectKey::Volume(volume.id),
+            Self::Network(network) => ObjectKey::Network(network.id),
+            Self::Lease(lease) => ObjectKey::Lease(lease.network_id, lease.node_id),
+            Self::Attachment(attachment) => ObjectKey::Attachment(attachment.container_id),
         }
     }
 
@@ -35,7 +44,13 @@ impl Entity {
     pub fn as_task(&self) -> Option<&Arc<Task>> {
         match self {
             Self::Task(task) => Some(task),
-            Self::Cluster(_) | Self::Node(_) | Self::Service(_) | Self::Volume(_) => None,
+            Self::Cluster(_)
+            | Self::Node(_)
+            | Self::Service(_)
+            | Self::Volume(_)
+            | Self::Network(_)
+            | Self::Lease(_)
+            | Self::Attachment(_) => None,
         }
     }
 
@@ -47,6 +62,11 @@ impl Entity {
             Self::Service(service) => Object::Service(Box::new(Service::clone(service))),
             Self::Task(task) => Object::Task(Box::new(Task::clone(task))),
             Self::Volume(volume) => Object::Volume(Box::new(Volume::clone(volume))),
+            Self::Network(network) => Object::Network(Box::new(Network::clone(network))),
+            Self::Lease(lease) => Object::Lease(Box::new(AddressLease::clone(lease))),
+            Self::Attachment(attachment) => {
+                Object::Attachment(Box::new(Attachment::clone(attachment)))
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod change;
 pub mod handle;
 mod indexes;
 pub mod invariants;
+mod networks;
 pub mod snapshot;
 mod state;
 mod tasks;

@@ -140,6 +140,13 @@ impl State {
             .chain(self.services.into_iter().map(|(_, s)| Entity::Service(s)))
             .chain(self.tasks.into_iter().map(|(_, task)| Entity::Task(task)))
             .chain(self.volumes.into_iter().map(|(_, v)| Entity::Volume(v)))
+            .chain(self.networks.into_iter().map(|(_, n)| Entity::Network(n)))
+            .chain(self.leases.into_iter().map(|(_, l)| Entity::Lease(l)))
+            .chain(
+                self.attachments
+                    .into_iter()
+                    .map(|(_, a)| Entity::Attachment(a)),
+            )
     }
 }
 
@@ -225,6 +232,9 @@ impl Importer {
                 Entity::Task(Arc::from(task))
             }
             Object::Volume(volume) => Entity::Volume(Arc::from(volume)),
+            Object::Network(network) => Entity::Network(Arc::from(network)),
+            Object::Lease(lease) => Entity::Lease(Arc::from(lease)),
+            Object::Attachment(attachment) => Entity::Attachment(Arc::from(attachment)),
         };
         match self.state.put(entity) {
             None => Ok(()),

@@ -7,7 +7,8 @@ use shoal_model::command::ObjectKey;
 use shoal_model::spec::Protocol;
 use shoal_model::volume::SlotKey;
 use shoal_model::{
-    Cluster, Node, NodeId, Service, ServiceId, Task, TaskId, Version, Volume, VolumeId,
+    AddressLease, Attachment, Cluster, ContainerId, Network, NetworkId, Node, NodeId, Service,
+    ServiceId, Task, TaskId, Version, Volume, VolumeId,
 };
 use std::sync::Arc;
 
@@ -21,6 +22,9 @@ pub struct State {
     pub(super) services: OrdMap<ServiceId, Arc<Service>>,
     pub(super) tasks: OrdMap<TaskId, Arc<Task>>,
     pub(super) volumes: OrdMap<VolumeId, Arc<Volume>>,
+    pub(super) networks: OrdMap<NetworkId, Arc<Network>>,
+    pub(super) leases: OrdMap<(NetworkId, NodeId), Arc<AddressLease>>,
+    pub(super) attachments: OrdMap<ContainerId, Arc<Attachment>>,
     pub(super) indexes: Indexes,
 }
 
@@ -74,7 +78,42 @@ impl State {
             ObjectKey::Service(id) => self.service(id).cloned().map(Entity::Service),
             ObjectKey::Task(id) => self.task(id).cloned().map(Entity::Task),
             ObjectKey::Volume(id) => self.volume(id).cloned().map(Entity::Volume),
+            ObjectKey::Network(id) => self.network(id).cloned().map(Entity::Network),
+            ObjectKey::Lease(network, node) => {
+                self.lease(network, node).cloned().map(Entity::Lease)
+            }
+            ObjectKey::Attachment(id) => self.attachment(id).cloned().map(Entity::Attachment),
         }
+    }
+
+    /// The network with that id.
+    pub fn network(&self, id: NetworkId) -> Option<&Arc<Network>> {
+        self.networks.get(&id)
+    }
+
+    /// The blocks of a node in a network.
+    pub fn lease(&self, network: NetworkId, node: NodeId) -> Option<&Arc<AddressLease>> {
+        self.leases.get(&(network, node))
+    }
+
+    /// The attachment of a container.
+    pub fn attachment(&self, id: ContainerId) -> Option<&Arc<Attachment>> {
+        self.attachments.get(&id)
+    }
+
+    /// All networks by id.
+    pub fn networks(&self) -> impl DoubleEndedIterator<Item = &Arc<Network>> {
+        self.networks.values()
+    }
+
+    /// All leases by network and node.
+    pub fn leases(&self) -> impl DoubleEndedIterator<Item = &Arc<AddressLease>> {
+        self.leases.values()
+    }
+
+    /// All attachments by container.
+    pub fn attachments(&self) -> impl DoubleEndedIterator<Item = &Arc<Attachment>> {
+        self.attachments.values()
     }
 
     /// All nodes by id.
@@ -221,6 +260,18 @@ impl State {
                 self.indexes.move_volume(before.as_deref(), &volume);
                 before.map(Entity::Volume)
             }
+            Entity::Network(network) => {
+                let before = self.networks.insert(network.id, network);
+                before.map(Entity::Network)
+            }
+            Entity::Lease(lease) => {
+                let key = (lease.network_id, lease.node_id);
+                self.leases.insert(key, lease).map(Entity::Lease)
+            }
+            Entity::Attachment(attachment) => {
+                let before = self.attachments.insert(attachment.container_id, attachment);
+                before.map(Entity::Attachment)
+            }
         }
     }
 
@@ -248,10 +299,16 @@ impl State {
                 self.indexes.remove_volume(&volume);
                 Some(Entity::Volume(volume))
             }
+            ObjectKey::Network(id) => self.networks.remove(&id).map(Entity::Network),
+            ObjectKey::Lease(network, node) => {
+                self.leases.remove(&(network, node)).map(Entity::Lease)
+            }
+            ObjectKey::Attachment(id) => self.attachments.remove(&id).map(Entity::Attachment),
         }
     }
 
-    /// All objects in the order of snapshots: the cluster, nodes, services, tasks, volumes; each kind by id.
+    /// All objects in the order of snapshots: the cluster, nodes, services, tasks, volumes, networks, leases,
+    /// attachments; each kind by id.
     pub fn entities(&self) -> impl Iterator<Item = Entity> {
         let cluster = self.cluster.iter().cloned().map(Entity::Cluster);
         cluster
@@ -259,5 +316,8 @@ impl State {
             .chain(self.services.values().cloned().map(Entity::Service))
             .chain(self.tasks.values().cloned().map(Entity::Task))
             .chain(self.volumes.values().cloned().map(Entity::Volume))
+            .chain(self.networks.values().cloned().map(Entity::Network))
+            .chain(self.leases.values().cloned().map(Entity::Lease))
+            .chain(self.attachments.values().cloned().map(Entity::Attachment))
     }
 }

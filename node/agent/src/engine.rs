@@ -277,6 +277,8 @@ fn running(info: &ContainerInfo) -> Running {
             target: port.container.port,
             published: port.host_port,
             mode: PublishMode::Host,
+            addrs: Vec::new(),
+            allow: Vec::new(),
         })
         .collect();
     Running {

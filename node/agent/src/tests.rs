@@ -361,6 +361,7 @@ fn task() -> Task {
         },
         volumes: Vec::new(),
         monitor_until: None,
+        endpoints: Vec::new(),
         not_before: None,
     }
 }
@@ -407,6 +408,7 @@ async fn a_crash_is_repaired_here_and_an_exit_under_watch_is_a_failure() {
 
     let watched = Task {
         monitor_until: Some(Timestamp(i64::MAX)),
+        endpoints: Vec::new(),
         ..task()
     };
     manager

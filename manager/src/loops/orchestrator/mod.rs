@@ -139,15 +139,37 @@ impl Reconciler for Orchestrator {
                         Entity::Cluster(_)
                         | Entity::Service(_)
                         | Entity::Task(_)
-                        | Entity::Volume(_),
+                        | Entity::Volume(_)
+                        | Entity::Network(_)
+                        | Entity::Lease(_)
+                        | Entity::Attachment(_),
                     )
                     | None => None,
                 };
                 self.node_changed(before, Some(node), state);
             }
             (Some(Entity::Node(node)), None) => self.node_changed(Some(node), None, state),
-            (_, Some(Entity::Cluster(_) | Entity::Volume(_)))
-            | (Some(Entity::Cluster(_) | Entity::Volume(_) | Entity::Service(_)), None)
+            (
+                _,
+                Some(
+                    Entity::Cluster(_)
+                    | Entity::Volume(_)
+                    | Entity::Network(_)
+                    | Entity::Lease(_)
+                    | Entity::Attachment(_),
+                ),
+            )
+            | (
+                Some(
+                    Entity::Cluster(_)
+                    | Entity::Volume(_)
+                    | Entity::Service(_)
+                    | Entity::Network(_)
+                    | Entity::Lease(_)
+                    | Entity::Attachment(_),
+                ),
+                None,
+            )
             | (None, None) => {}
         }
     }

@@ -55,6 +55,7 @@ impl<'a> Maker<'a> {
             },
             volumes: Vec::new(),
             monitor_until: updating.then(|| now.plus(monitor)),
+            endpoints: Vec::new(),
             not_before,
         })))
     }

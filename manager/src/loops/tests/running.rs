@@ -122,6 +122,7 @@ fn node(id: u128) -> StoreAction {
         manager: None,
         public_key_digest: [0; 32],
         hold_until: None,
+        mesh: None,
     })))
 }
 
@@ -135,6 +136,8 @@ fn service(replicas: u64) -> StoreAction {
             ..ServiceSpec::default()
         },
         previous_spec: None,
+        vips: Vec::new(),
+        ports: Vec::new(),
         spec_version: 1,
         update_status: None,
         pending_delete: false,

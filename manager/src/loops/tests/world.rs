@@ -348,6 +348,7 @@ impl World {
             manager: None,
             public_key_digest: [0; 32],
             hold_until: None,
+            mesh: None,
         };
         self.hosts.insert(id, Host::Up);
         self.apply(vec![StoreAction::Create(Object::Node(Box::new(node)))]);
@@ -377,6 +378,8 @@ impl World {
             meta: Meta::default(),
             spec,
             previous_spec: None,
+            vips: Vec::new(),
+            ports: Vec::new(),
             spec_version: 1,
             update_status: None,
             pending_delete: false,

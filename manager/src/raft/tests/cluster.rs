@@ -329,6 +329,7 @@ pub(super) fn create(number: u64) -> StoreAction {
         manager: None,
         public_key_digest: [0; 32],
         hold_until: None,
+        mesh: None,
     })))
 }
 

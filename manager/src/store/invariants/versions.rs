@@ -14,6 +14,9 @@ pub(super) fn check(state: &State) -> Vec<String> {
                 Entity::Service(service) => service.meta.version,
                 Entity::Task(task) => task.meta.version,
                 Entity::Volume(volume) => volume.meta.version,
+                Entity::Network(network) => network.meta.version,
+                Entity::Lease(lease) => lease.meta.version,
+                Entity::Attachment(attachment) => attachment.meta.version,
             };
             (version == Version(0) || version > state.version()).then(|| {
                 let newest = state.version();

@@ -85,6 +85,7 @@ impl Log {
             version: stored.meta.version,
             node_id: NodeId::from_bits(node),
             new_volumes,
+            endpoints: Vec::new(),
         }
     }
 }
@@ -156,6 +157,7 @@ pub(super) fn node(id: u128) -> Node {
         manager: None,
         public_key_digest: [u8::try_from(id % 256).unwrap(); 32],
         hold_until: None,
+        mesh: None,
     }
 }
 
@@ -168,6 +170,8 @@ pub(super) fn service(id: u128, name: &str) -> Service {
             ..ServiceSpec::default()
         },
         previous_spec: None,
+        vips: Vec::new(),
+        ports: Vec::new(),
         spec_version: 1,
         update_status: None,
         pending_delete: false,
@@ -191,6 +195,7 @@ pub(super) fn task(id: u128, slot: u64) -> Task {
         status: status(TaskState::Pending),
         volumes: Vec::new(),
         monitor_until: None,
+        endpoints: Vec::new(),
         not_before: None,
     }
 }

@@ -119,6 +119,7 @@ fn assign(state: &State, draft: &Draft) -> StoreAction {
         version: if draft.stale { Version(1) } else { stored },
         node_id: NodeId::from_bits(u128::from(draft.b % 4)),
         new_volumes: vec![(fresh, "data".to_owned())],
+        endpoints: Vec::new(),
     }
 }
 
@@ -133,7 +134,12 @@ fn update(state: &State, draft: &Draft) -> StoreAction {
         Object::Service(service) => service.pending_delete |= draft.stale,
         Object::Node(node) => node.spec.name = format!("n{}", draft.b % 2),
         Object::Volume(volume) if draft.stale => volume.meta.version = Version(999),
-        Object::Task(_) | Object::Volume(_) | Object::Cluster(_) => {}
+        Object::Task(_)
+        | Object::Volume(_)
+        | Object::Cluster(_)
+        | Object::Network(_)
+        | Object::Lease(_)
+        | Object::Attachment(_) => {}
     }
     StoreAction::Update(object)
 }

@@ -234,6 +234,7 @@ fn a_volume_that_was_planned_with_and_is_gone_refuses_the_plan() {
         version: stored.meta.version,
         node_id: NodeId::from_bits(1),
         new_volumes: Vec::new(),
+        endpoints: Vec::new(),
     };
     assert!(matches!(
         log.refused(vec![plan]),

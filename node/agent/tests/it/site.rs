@@ -130,6 +130,7 @@ pub(crate) fn task(args: &[&str], change: impl FnOnce(&mut TaskSpec)) -> Task {
         status: TaskStatus::default(),
         volumes: Vec::new(),
         monitor_until: None,
+        endpoints: Vec::new(),
         not_before: None,
     }
 }

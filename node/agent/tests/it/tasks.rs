@@ -196,6 +196,8 @@ fn port(target: u16, published: u16, mode: PublishMode) -> PortConfig {
         target,
         published,
         mode,
+        addrs: Vec::new(),
+        allow: Vec::new(),
     }
 }
 

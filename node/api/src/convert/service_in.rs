@@ -145,6 +145,7 @@ fn task_spec(mut fields: Fields) -> ApiResult<TaskSpec> {
         placement: placement(fields.object_or_empty("Placement")?)?,
         log_driver,
         force_update: fields.int("ForceUpdate")?,
+        networks: Vec::new(),
     };
     fields.refuse(&[
         ("Networks", NO_OVERLAY),
@@ -350,7 +351,11 @@ fn endpoint_spec(mut fields: Fields) -> ApiResult<EndpointSpec> {
         .map(port)
         .collect::<ApiResult<_>>()?;
     fields.done()?;
-    Ok(EndpointSpec { mode, ports })
+    Ok(EndpointSpec {
+        mode,
+        ports,
+        sticky_s: None,
+    })
 }
 
 fn port(mut fields: Fields) -> ApiResult<PortConfig> {
@@ -367,6 +372,8 @@ fn port(mut fields: Fields) -> ApiResult<PortConfig> {
         mode: fields
             .word("PublishMode", &modes)?
             .unwrap_or(PublishMode::Ingress),
+        addrs: Vec::new(),
+        allow: Vec::new(),
     };
     if port.target == 0 {
         return Err(fields.error("TargetPort", "expected a port from 1 to 65535"));

@@ -446,6 +446,8 @@ fn services_are_written_in_dockers_types() {
             id: shoal_model::ServiceId::from_bits(1),
             meta: meta(),
             previous_spec: Some(Box::new(spec.clone())),
+            vips: Vec::new(),
+            ports: Vec::new(),
             spec,
             spec_version: 1,
             update_status: Some(UpdateStatus {
@@ -512,6 +514,7 @@ fn tasks_are_written_in_dockers_types() {
         },
         volumes: Vec::new(),
         monitor_until: None,
+        endpoints: Vec::new(),
         not_before: None,
     };
     let mut written = task_out::task(&task);
@@ -551,6 +554,7 @@ fn nodes_are_written_and_read_in_dockers_types() {
             }),
             public_key_digest: [0; 32],
             hold_until: None,
+            mesh: None,
         },
         leader: true,
         reachable: true,
@@ -583,6 +587,7 @@ fn the_cluster_is_written_and_read_in_dockers_types() {
             node_cert_expiry_s: 7_200,
             labels: BTreeMap::from([("a".into(), "b".into())]),
             name: "default".into(),
+            ..ClusterSpec::default()
         },
         root_ca: RootCa {
             certificate_der: vec![1; 100],

@@ -98,6 +98,7 @@ impl State {
             }),
             public_key_digest: [0; 32],
             hold_until: None,
+            mesh: None,
         });
     }
 
@@ -171,6 +172,8 @@ impl State {
                     meta: self.next(),
                     spec: *spec,
                     previous_spec: None,
+                    vips: Vec::new(),
+                    ports: Vec::new(),
                     spec_version: 1,
                     update_status: None,
                     pending_delete: false,
