@@ -7,6 +7,7 @@
 
 pub mod local;
 mod nft;
+mod overlay;
 
 pub use local::netns;
 pub use local::{
@@ -14,3 +15,7 @@ pub use local::{
     PortPublish, Transport,
 };
 pub use nft::NftError;
+pub use overlay::{
+    ATTACH_WAIT, DnsOptions, OverlayAttach, OverlayAttached, OverlayError, OverlayHandle,
+    OverlayInterface, OverlayMetrics, OverlayOptions, PeerCheck, PeerPath, WireGuardChoice,
+};

@@ -1,0 +1,312 @@
+//! The overlay network of one node: the handle that the daemon holds.
+
+use crate::local::{InstanceTag, LocalNetError};
+use crate::nft::NftError;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use shoal_model::netstate::NetState;
+use shoal_model::network::{Endpoint, WireGuardDescription};
+use shoal_model::{ContainerId, NetworkId, NodeId, Version};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long [`OverlayHandle::attach`] waits for a state that has the container's networks and addresses.
+pub const ATTACH_WAIT: Duration = Duration::from_secs(5);
+
+/// Which WireGuard a node uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum WireGuardChoice {
+    /// The kernel's where it has one, else the userspace device.
+    #[default]
+    Auto,
+    /// The kernel's, or none.
+    Kernel,
+    /// The userspace device.
+    Userspace,
+}
+
+/// What the overlay of a node is started with.
+#[derive(Debug, Clone)]
+pub struct OverlayOptions {
+    /// Marks its kernel objects.
+    pub instance: InstanceTag,
+    /// The node.
+    pub node_id: NodeId,
+    /// Where keys are kept.
+    pub data_root: PathBuf,
+    /// Where sockets are.
+    pub run_root: PathBuf,
+    /// The `shoal` binary, which is `shoal netd` too.
+    pub exe: PathBuf,
+    /// Which WireGuard.
+    pub wireguard: WireGuardChoice,
+    /// UDP port of WireGuard; 0: any.
+    pub wireguard_port: u16,
+    /// The address that other nodes reach this one at.
+    pub advertise: IpAddr,
+}
+
+/// The resolver settings of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DnsOptions {
+    /// Where names that no network knows are asked for; empty: the host's name servers.
+    pub nameservers: Vec<IpAddr>,
+    /// Search domains.
+    pub search: Vec<String>,
+    /// Options of resolv.conf.
+    pub options: Vec<String>,
+}
+
+/// A container that is to be in overlay networks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverlayAttach {
+    /// The container.
+    pub container: ContainerId,
+    /// Its name.
+    pub name: String,
+    /// Its network namespace.
+    pub netns: PathBuf,
+    /// Its addresses, one per network; the first network without `internal` is its way out.
+    pub endpoints: Vec<Endpoint>,
+    /// Number of its first interface: `eth0`, unless interfaces of other networks come before.
+    pub first_interface: u16,
+    /// Resolver settings.
+    pub dns: DnsOptions,
+    /// MTU of its interfaces in bytes; `None`: the network's, or what the path allows.
+    pub mtu: Option<u32>,
+}
+
+/// What [`OverlayHandle::attach`] made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverlayAttached {
+    /// Its interfaces, in the order of its endpoints.
+    pub interfaces: Vec<OverlayInterface>,
+    /// The content for its `/etc/resolv.conf`.
+    pub resolv_conf: String,
+}
+
+/// An interface of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverlayInterface {
+    /// Its network.
+    pub network_id: NetworkId,
+    /// Its name inside, `eth0`.
+    pub name: String,
+    /// Name of the host's end.
+    pub host_link: String,
+    /// Hardware address inside.
+    pub mac: [u8; 6],
+    /// IPv4 address.
+    pub ipv4: Ipv4Addr,
+    /// IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Router.
+    pub gateway: Ipv4Addr,
+    /// IPv6 router.
+    pub gateway_ipv6: Option<Ipv6Addr>,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// How packets to a peer travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerPath {
+    /// From node to node.
+    Direct,
+    /// Through a node that both reach.
+    Relay(NodeId),
+    /// Not at all: there was no handshake yet.
+    None,
+}
+
+/// What is known of the path to a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerCheck {
+    /// The peer.
+    pub node_id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// How packets travel.
+    pub path: PeerPath,
+    /// Where its packets come from.
+    pub endpoint: Option<SocketAddr>,
+    /// Age of the last handshake in milliseconds.
+    pub handshake_age_ms: Option<u64>,
+    /// Median round trip of the last probes in microseconds.
+    pub rtt_p50_us: Option<u64>,
+    /// MTU inside the mesh in bytes.
+    pub mtu: u32,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// It does not answer: its tasks take no new connections from this node.
+    pub suspect: bool,
+}
+
+/// Counters of a node's overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OverlayMetrics {
+    /// The state in force.
+    pub applied: Version,
+    /// Packets dropped or refused, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// Peers.
+    pub peers: Vec<PeerCheck>,
+    /// Containers attached.
+    pub containers: u64,
+}
+
+/// Why an operation of the overlay failed.
+#[derive(Debug, thiserror::Error)]
+pub enum OverlayError {
+    /// Not to be had.
+    #[error("the overlay network is not available: {reason}")]
+    Unavailable {
+        /// Why.
+        reason: String,
+    },
+    /// No state with that network has arrived.
+    #[error("network `{network_id}` is not known on this node after {} s", waited.as_secs())]
+    NoNetwork {
+        /// The network.
+        network_id: NetworkId,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// No state has arrived in which this node may use the address.
+    #[error("address {address} of network `{network_id}` is not leased to this node after {} s", waited.as_secs())]
+    NoLease {
+        /// The network.
+        network_id: NetworkId,
+        /// The address.
+        address: IpNet,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// Links, addresses, routes.
+    #[error("failed to configure the overlay's links")]
+    Links(#[source] LocalNetError),
+    /// Packet filter.
+    #[error("failed to change the overlay's packet filter")]
+    Filter(#[source] NftError),
+    /// A file of the overlay.
+    #[error("failed to {action} `{path}`")]
+    File {
+        /// `read`, `write`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        err: io::Error,
+    },
+    /// The worker is gone: the daemon ends.
+    #[error("the overlay's worker was stopped")]
+    Stopped,
+}
+
+/// The overlay network of one node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct OverlayHandle {
+    descriptions: watch::Receiver<WireGuardDescription>,
+}
+
+fn unavailable() -> OverlayError {
+    OverlayError::Unavailable {
+        reason: "this build has no data plane yet".to_owned(),
+    }
+}
+
+impl OverlayHandle {
+    /// Starts the overlay: its key and its `shoal netd` are there afterwards. Nothing in the kernel changes before the
+    /// first state.
+    ///
+    /// # Errors
+    /// When there is no WireGuard of the kind that is asked for, or netd does not start.
+    pub async fn start(options: OverlayOptions) -> Result<Self, OverlayError> {
+        tracing::debug!(node_id = %options.node_id, "overlay asked for");
+        Err(unavailable())
+    }
+
+    /// The node's WireGuard as its peers must know it.
+    pub fn wireguard(&self) -> WireGuardDescription {
+        self.descriptions.borrow().clone()
+    }
+
+    /// The same, and every change of it.
+    pub fn descriptions(&self) -> watch::Receiver<WireGuardDescription> {
+        self.descriptions.clone()
+    }
+
+    /// Makes the kernel and the names be as `state` says; answers the version in force. When several states wait, only
+    /// the newest is applied, and every caller gets its version.
+    ///
+    /// # Errors
+    /// When a part could not be applied; it is tried again with the next state and after a while.
+    pub async fn apply(&self, state: Arc<NetState>) -> Result<Version, OverlayError> {
+        tracing::debug!(version = %state.version, "state received");
+        Err(unavailable())
+    }
+
+    /// Every node with a live lease has applied `version`.
+    pub async fn confirmed(&self, version: Version) {
+        tracing::debug!(%version, "version confirmed");
+    }
+
+    /// The node has a lease with the managers, or lost it: then services that are to stop on a partition get no new
+    /// connections to tasks of other nodes.
+    pub async fn lease(&self, live: bool) {
+        tracing::debug!(live, "lease changed");
+    }
+
+    /// Puts a container into its networks; waits up to [`ATTACH_WAIT`] until the state knows them.
+    ///
+    /// # Errors
+    /// When the networks or the leases are not known in time, or the kernel refuses; nothing is left then.
+    pub async fn attach(&self, spec: &OverlayAttach) -> Result<OverlayAttached, OverlayError> {
+        tracing::debug!(container_id = %spec.container, "attach asked for");
+        Err(unavailable())
+    }
+
+    /// Takes a container out of all its networks; harmless if it is in none.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn detach(&self, container: ContainerId) -> Result<(), OverlayError> {
+        tracing::debug!(container_id = %container, "detach asked for");
+        Err(unavailable())
+    }
+
+    /// What runs, once after a start of the daemon: attachments of other containers are removed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn reconcile(&self, running: &[OverlayAttach]) -> Result<(), OverlayError> {
+        tracing::debug!(running = running.len(), "reconcile asked for");
+        Err(unavailable())
+    }
+
+    /// The paths to the peers.
+    pub async fn check(&self) -> Vec<PeerCheck> {
+        Vec::new()
+    }
+
+    /// Counters.
+    pub async fn metrics(&self) -> OverlayMetrics {
+        OverlayMetrics::default()
+    }
+
+    /// Removes everything from the kernel, and ends `shoal netd`: the node leaves its cluster.
+    ///
+    /// # Errors
+    /// The first failure; the rest is removed all the same.
+    pub async fn leave(&self) -> Result<(), OverlayError> {
+        Err(unavailable())
+    }
+}
