@@ -357,6 +357,7 @@ fn config(task: &Task, deadline: Option<u64>) -> Result<ContainerConfig, Runtime
         stop_timeout_s: spec
             .stop_grace_period_ns
             .map(|ns| i64::try_from(ns.div_ceil(NANOSECONDS_PER_SECOND)).unwrap_or(i64::MAX)),
+        endpoints: task.endpoints.clone(),
         host: host(task, spec)?,
         fencing: deadline.map(|deadline_boottime_ns| Fencing {
             deadline_boottime_ns,
@@ -392,7 +393,7 @@ fn host(task: &Task, spec: &ContainerSpec) -> Result<HostConfig, RuntimeError> {
     })?;
     Ok(HostConfig {
         mounts: spec.mounts.clone(),
-        port_bindings: port_bindings(&task.ports)?,
+        port_bindings: port_bindings(&task.ports),
         cap_add: spec.cap_add.clone(),
         cap_drop: spec.cap_drop.clone(),
         security_opt: if spec.no_new_privileges {
@@ -425,18 +426,10 @@ fn host(task: &Task, spec: &ContainerSpec) -> Result<HostConfig, RuntimeError> {
     })
 }
 
-fn port_bindings(
-    ports: &[PortConfig],
-) -> Result<BTreeMap<ContainerPort, Vec<PortBinding>>, RuntimeError> {
+fn port_bindings(ports: &[PortConfig]) -> BTreeMap<ContainerPort, Vec<PortBinding>> {
     let mut bindings: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for port in ports {
-        if port.mode != PublishMode::Host {
-            let reason = format!(
-                "port {}: publish mode `ingress` is not available on this node, use `mode=host`",
-                port.target
-            );
-            return Err(RuntimeError::Rejected { reason });
-        }
+    // The other mode is no matter of the container: every node leads such ports to its address.
+    for port in ports.iter().filter(|port| port.mode == PublishMode::Host) {
         let container = ContainerPort {
             port: port.target,
             protocol: port.protocol,
@@ -446,7 +439,7 @@ fn port_bindings(
             ..PortBinding::default()
         });
     }
-    Ok(bindings)
+    bindings
 }
 
 /// `IP name…` as in /etc/hosts becomes `name:IP` for each name.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use shoal_model::Labels;
+use shoal_model::network::{AttachmentWish, Endpoint};
 use shoal_model::spec::{Healthcheck, Mount, Protocol, Ulimit};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -94,7 +95,7 @@ pub enum NetworkMode {
     None,
     /// That of another container, by name or id.
     Container(String),
-    /// A user-defined network, by name. Refused by this engine until it has them.
+    /// An attachable network of the cluster, by name or id.
     Named(String),
 }
 
@@ -354,6 +355,12 @@ pub struct ContainerConfig {
     pub stop_timeout_s: Option<i64>,
     /// No network at all.
     pub network_disabled: bool,
+    /// Its addresses in networks of the cluster, given out by the managers, for tasks. With any, the container is in
+    /// these networks and not on the default bridge.
+    pub endpoints: Vec<Endpoint>,
+    /// The attachable networks that it wishes to be in, the one of the network mode first; addresses are asked for at
+    /// each start.
+    pub networks: Vec<AttachmentWish>,
     /// How the host runs it.
     pub host: HostConfig,
     /// Killed at a deadline that must be renewed; for tasks with `--on-partition stop`.

@@ -142,6 +142,28 @@ pub enum EngineError {
         /// The whole chain.
         reason: String,
     },
+    /// A network that neither this engine nor the cluster has.
+    #[error("network {name} not found")]
+    NoNetwork {
+        /// What was asked for.
+        name: String,
+    },
+    /// The managers gave the container no addresses.
+    #[error("could not attach to network {name}: {reason}")]
+    Attach {
+        /// The networks.
+        name: String,
+        /// Class of the error.
+        kind: ErrorKind,
+        /// What the managers, or those on the way to them, say.
+        reason: String,
+    },
+    /// The node has no networks of the cluster, for now.
+    #[error("the networks of the cluster are not available on this node: {reason}")]
+    NoOverlay {
+        /// Why.
+        reason: &'static str,
+    },
     /// The container's shim did not do what it was asked to.
     #[error("failed to {action} container {id}: {reason}")]
     Runtime {
@@ -175,7 +197,7 @@ impl EngineError {
     /// The class of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoSuch { .. } => ErrorKind::NotFound,
+            Self::NoSuch { .. } | Self::NoNetwork { .. } => ErrorKind::NotFound,
             Self::NameTaken { .. } | Self::Conflict { .. } => ErrorKind::Conflict,
             Self::AmbiguousPrefix { .. } | Self::BadName { .. } | Self::Invalid { .. } => {
                 ErrorKind::InvalidArgument
@@ -190,8 +212,10 @@ impl EngineError {
                     ErrorKind::Internal
                 }
             }
-            Self::Image { kind, .. } => *kind,
-            Self::ShuttingDown | Self::EventsMissed { .. } => ErrorKind::Unavailable,
+            Self::Image { kind, .. } | Self::Attach { kind, .. } => *kind,
+            Self::NoOverlay { .. } | Self::ShuttingDown | Self::EventsMissed { .. } => {
+                ErrorKind::Unavailable
+            }
             Self::Disk { err, .. } if err.kind() == std::io::ErrorKind::StorageFull => {
                 ErrorKind::Unavailable
             }

@@ -4,7 +4,7 @@ use crate::config::{ContainerConfig, ContainerPort, NetworkMode};
 use serde::{Deserialize, Serialize};
 use shoal_model::{ContainerId, Labels, Timestamp};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -171,18 +171,29 @@ pub struct MountPoint {
 }
 
 /// A container's attachment to a network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Endpoint {
     /// Name of the network.
     pub network: String,
+    /// Id of the network.
+    pub network_id: String,
     /// Address in the container; `None` for host and none.
     pub address: Option<Ipv4Addr>,
     /// Bits of the network's prefix.
     pub prefix_len: u8,
     /// Default gateway.
     pub gateway: Option<Ipv4Addr>,
+    /// IPv6 address in the container, where the network has it.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Bits of the network's IPv6 prefix.
+    pub ipv6_prefix_len: u8,
+    /// IPv6 gateway.
+    pub ipv6_gateway: Option<Ipv6Addr>,
     /// `02:42:…`; empty for host and none.
     pub mac: String,
+    /// Further names that it answers to in the network.
+    pub aliases: Vec<String>,
 }
 
 /// A port that is published.

@@ -46,6 +46,7 @@ pub use error::{EngineError, ErrorKind};
 pub use event::{Event, EventType};
 pub use handle::EngineHandle;
 pub use info::{ContainerInfo, ContainerState, ContainerStatus, EngineInfo};
+pub use network::Attacher;
 pub use options::{BRIDGE_MTU_DEFAULT, EngineOptions};
 pub use requests::{
     ArchivePutOptions, AttachOptions, AttachStreams, ContainerUpdate, Created, EventFilter,

@@ -30,6 +30,8 @@ pub struct EngineOptions {
     pub bridge_mtu: u32,
     /// Where the host's resolver settings are.
     pub resolv_conf: PathBuf,
+    /// The node is part of a cluster, so networks across hosts will come: starts that need them wait.
+    pub overlay_expected: bool,
 }
 
 /// MTU of Ethernet.
@@ -55,6 +57,7 @@ impl EngineOptions {
             bridge_address: None,
             bridge_mtu: BRIDGE_MTU_DEFAULT,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            overlay_expected: false,
         }
     }
 }

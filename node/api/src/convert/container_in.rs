@@ -39,6 +39,8 @@ pub(crate) fn container_config(mut body: Fields) -> ApiResult<ContainerConfig> {
         stop_signal: body.string("StopSignal")?,
         stop_timeout_s: body.opt_int("StopTimeout")?,
         network_disabled: body.bool("NetworkDisabled")?,
+        endpoints: Vec::new(),
+        networks: Vec::new(),
         host: host_config,
         fencing: None,
     };

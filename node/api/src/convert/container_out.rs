@@ -406,10 +406,7 @@ fn networks(info: &ContainerInfo) -> Value {
         mode => {
             let empty = Endpoint {
                 network: mode.to_string(),
-                address: None,
-                prefix_len: 0,
-                gateway: None,
-                mac: String::new(),
+                ..Endpoint::default()
             };
             json!({ mode.to_string(): endpoint(&empty) })
         }

@@ -390,6 +390,7 @@ fn container() -> ContainerInfo {
                 prefix_len: 16,
                 gateway: Some([172, 17, 0, 1].into()),
                 mac: "02:42:ac:11:00:02".into(),
+                ..Endpoint::default()
             }],
             ports: vec![PublishedPort {
                 container: "80/tcp".parse().unwrap(),

@@ -192,7 +192,7 @@ impl ContainerActor {
             restart_count: state.restart_count,
             mounts: Arc::clone(&record.mounts),
             network: NetworkSettings {
-                endpoints: lease.endpoint.into_iter().collect(),
+                endpoints: lease.endpoints(),
                 ports: lease.ports,
                 sandbox: lease.netns,
             },

@@ -250,10 +250,11 @@ async fn make_network(
     if let Some(address) = address {
         lease.endpoint = Some(Endpoint {
             network: "bridge".to_owned(),
+            network_id: env.networks.record.id.clone(),
             address: Some(address),
             prefix_len: env.networks.bridge.prefix_len,
             gateway: Some(env.networks.bridge.gateway),
-            mac: String::new(),
+            ..Endpoint::default()
         });
     }
     Ok(Network {

@@ -2,8 +2,11 @@
 
 mod actor;
 pub(crate) mod ipam;
+pub(crate) mod overlay;
 
 pub(crate) use actor::{Allocate, NetworkActor, ReleaseAddress};
+pub use overlay::Attacher;
+pub(crate) use overlay::OverlayLease;
 
 use crate::config::ContainerPort;
 use crate::disk::{self, Durability};
@@ -36,12 +39,30 @@ pub(crate) struct BridgeRecord {
 
 /// What a container's start got from the network, to be undone at its end.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Lease {
+    /// Its place on the default bridge.
     pub(crate) endpoint: Option<Endpoint>,
+    /// Its places in networks of the cluster.
+    pub(crate) overlay: Option<OverlayLease>,
     pub(crate) ports: Vec<PublishedPort>,
     /// The namespace that was made for the container.
     pub(crate) netns: Option<PathBuf>,
     pub(crate) host_link: Option<String>,
+}
+
+impl Lease {
+    /// Every place, as users see it.
+    pub(crate) fn endpoints(&self) -> Vec<Endpoint> {
+        let overlay = self.overlay.iter().flat_map(|overlay| &overlay.shown);
+        self.endpoint.iter().chain(overlay).cloned().collect()
+    }
+
+    /// The address that published ports lead to.
+    pub(crate) fn address(&self) -> Option<Ipv4Addr> {
+        let overlay = self.overlay.as_ref().and_then(|lease| lease.shown.first());
+        self.endpoint.as_ref().or(overlay)?.address
+    }
 }
 
 /// The networks, shared by all actors. Cheap to clone.
@@ -117,7 +138,7 @@ impl Networks {
     pub(crate) async fn reconcile(&self, running: &[(ContainerId, Lease)]) -> Result<()> {
         let ports = running
             .iter()
-            .filter_map(|(id, lease)| Some((id, lease, lease.endpoint.as_ref()?.address?)))
+            .filter_map(|(id, lease)| Some((id, lease, lease.address()?)))
             .flat_map(|(id, lease, address)| {
                 lease
                     .ports
