@@ -5,17 +5,24 @@
 //! bare machine needs nothing but this binary. Every kernel object carries the instance's tag in its name, and only
 //! such objects are ever deleted. This crate invents no address: subnets and addresses are given to it.
 
+pub mod check;
+pub mod dns;
 pub mod local;
+pub mod metrics;
 mod nft;
 mod overlay;
+pub mod probe;
 
+pub use check::{PeerCheck, PeerPath};
+pub use dns::DnsOptions;
 pub use local::netns;
 pub use local::{
     AttachSpec, Attachment, BridgeSpec, InstanceTag, LocalNet, LocalNetError, LocalPlan,
     PortPublish, Transport,
 };
+pub use metrics::OverlayMetrics;
 pub use nft::NftError;
 pub use overlay::{
-    ATTACH_WAIT, DnsOptions, OverlayAttach, OverlayAttached, OverlayError, OverlayHandle,
-    OverlayInterface, OverlayMetrics, OverlayOptions, PeerCheck, PeerPath, WireGuardChoice,
+    ATTACH_WAIT, OverlayAttach, OverlayAttached, OverlayError, OverlayHandle, OverlayInterface,
+    OverlayOptions, WireGuardChoice,
 };

@@ -1,15 +1,17 @@
 //! The overlay network of one node: the handle that the daemon holds.
 
+use crate::check::PeerCheck;
+use crate::dns::DnsOptions;
 use crate::local::{InstanceTag, LocalNetError};
+use crate::metrics::OverlayMetrics;
 use crate::nft::NftError;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use shoal_model::netstate::NetState;
 use shoal_model::network::{Endpoint, WireGuardDescription};
 use shoal_model::{ContainerId, NetworkId, NodeId, Version};
-use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,17 +51,6 @@ pub struct OverlayOptions {
     pub wireguard_port: u16,
     /// The address that other nodes reach this one at.
     pub advertise: IpAddr,
-}
-
-/// The resolver settings of a container.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct DnsOptions {
-    /// Where names that no network knows are asked for; empty: the host's name servers.
-    pub nameservers: Vec<IpAddr>,
-    /// Search domains.
-    pub search: Vec<String>,
-    /// Options of resolv.conf.
-    pub options: Vec<String>,
 }
 
 /// A container that is to be in overlay networks.
@@ -111,55 +102,6 @@ pub struct OverlayInterface {
     pub gateway_ipv6: Option<Ipv6Addr>,
     /// MTU in bytes.
     pub mtu: u32,
-}
-
-/// How packets to a peer travel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PeerPath {
-    /// From node to node.
-    Direct,
-    /// Through a node that both reach.
-    Relay(NodeId),
-    /// Not at all: there was no handshake yet.
-    None,
-}
-
-/// What is known of the path to a peer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PeerCheck {
-    /// The peer.
-    pub node_id: NodeId,
-    /// Its name.
-    pub name: String,
-    /// How packets travel.
-    pub path: PeerPath,
-    /// Where its packets come from.
-    pub endpoint: Option<SocketAddr>,
-    /// Age of the last handshake in milliseconds.
-    pub handshake_age_ms: Option<u64>,
-    /// Median round trip of the last probes in microseconds.
-    pub rtt_p50_us: Option<u64>,
-    /// MTU inside the mesh in bytes.
-    pub mtu: u32,
-    /// Bytes received.
-    pub rx_bytes: u64,
-    /// Bytes sent.
-    pub tx_bytes: u64,
-    /// It does not answer: its tasks take no new connections from this node.
-    pub suspect: bool,
-}
-
-/// Counters of a node's overlay.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct OverlayMetrics {
-    /// The state in force.
-    pub applied: Version,
-    /// Packets dropped or refused, by reason.
-    pub drops: BTreeMap<String, u64>,
-    /// Peers.
-    pub peers: Vec<PeerCheck>,
-    /// Containers attached.
-    pub containers: u64,
 }
 
 /// Why an operation of the overlay failed.

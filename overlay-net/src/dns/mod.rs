@@ -1,0 +1,17 @@
+//! Names inside containers.
+//!
+//! [`DnsTable`] is what names there are: a pure function of the network state that this node has applied, minus the
+//! nodes that it suspects. [`DnsServer`] answers from it, inside each container's network namespace; it lives in the
+//! process that outlives the daemon and keeps answering from its last table. There is no second source of names, and
+//! no answer is remembered.
+
+mod options;
+mod server;
+mod table;
+mod zone;
+
+pub use options::{DnsOptions, RESOLVER, resolv_conf};
+pub use server::{DnsContainer, DnsCounters, DnsError, DnsServer, DnsServerOptions};
+pub use table::{
+    Addresses, DnsChange, DnsKey, DnsMember, DnsNames, DnsNetwork, DnsTable, DnsUpdate, NameOwner,
+};
