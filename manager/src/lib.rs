@@ -7,6 +7,7 @@ pub mod control;
 pub mod dispatcher;
 pub mod loops;
 pub mod manager;
+pub mod netfeed;
 pub mod raft;
 pub mod role_manager;
 pub mod store;

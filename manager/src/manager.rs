@@ -22,6 +22,7 @@ use crate::consensus::{Consensus, IdSource, ProposeError, WallClock};
 use crate::control::{ControlApi, Core};
 use crate::dispatcher::{Dispatcher, DispatcherContext};
 use crate::loops::{self, LoopContext};
+use crate::netfeed::NetFeeds;
 use crate::raft::{
     Disk, KeyError, Placement, RaftHandle, RaftKey, RaftOptions, StartError, Timing,
 };
@@ -156,6 +157,7 @@ impl Manager {
             consensus: Arc::new(raft.clone()),
             clock: options.clock,
             ids: options.ids,
+            netfeeds: NetFeeds::new(),
         };
         let handle = ManagerHandle::new(
             raft,
@@ -239,12 +241,14 @@ impl ManagerHandle {
             Arc::clone(&core.clock),
             Arc::clone(&core.ids),
             Arc::clone(&connector),
+            core.netfeeds.clone(),
         );
         let dispatcher = Dispatcher::new(DispatcherContext {
             store: core.store.clone(),
             consensus: Arc::clone(&core.consensus),
             clock: Arc::clone(&core.clock),
             ids: Arc::clone(&core.ids),
+            netfeeds: core.netfeeds.clone(),
             cancel: cancel.clone(),
         });
         Self {
@@ -305,6 +309,7 @@ impl ManagerHandle {
             consensus: Arc::clone(&parts.core.consensus),
             clock: Arc::clone(&parts.core.clock),
             ids: Arc::clone(&parts.core.ids),
+            netfeeds: parts.core.netfeeds.clone(),
             cancel: parts.cancel.clone(),
         };
         parts.tasks.spawn(loops::run_while_leading(context));

@@ -37,6 +37,8 @@ pub enum NetFeedMessage {
         /// The version.
         version: Version,
     },
+    /// Make a new WireGuard key.
+    RotateKey,
 }
 
 /// A change of a node's network state.

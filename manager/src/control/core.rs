@@ -3,6 +3,7 @@
 use super::answer::Answer;
 use super::error::Failure;
 use crate::consensus::{Consensus, IdSource, WallClock};
+use crate::netfeed::NetFeeds;
 use crate::store::{State, Store};
 use shoal_model::command::{ACTIONS_PER_COMMAND_MAX, StoreAction};
 use shoal_model::control::{ControlRequest, ControlResponse};
@@ -16,6 +17,7 @@ pub(crate) struct Core {
     pub(crate) consensus: Arc<dyn Consensus>,
     pub(crate) clock: Arc<dyn WallClock>,
     pub(crate) ids: Arc<dyn IdSource>,
+    pub(crate) netfeeds: NetFeeds,
 }
 
 impl Core {
@@ -78,10 +80,12 @@ impl Core {
             | ControlRequest::CreateNetwork { .. }
             | ControlRequest::RemoveNetwork(_)
             | ControlRequest::AttachContainer { .. }
-            | ControlRequest::DetachContainer(_)
-            | ControlRequest::NetworkCheck
-            | ControlRequest::RotateNetworkKeys { .. } => {
+            | ControlRequest::DetachContainer(_) => {
                 Err(Failure::invalid("networks are not served by this manager"))
+            }
+            ControlRequest::NetworkCheck => self.network_check(&state),
+            ControlRequest::RotateNetworkKeys { node_id } => {
+                one(self.rotate_network_keys(&state, node_id)?)
             }
             ControlRequest::Forwarded { .. } => Err(Failure::invalid(
                 "a forwarded request inside a forwarded request is not allowed",

@@ -4,6 +4,7 @@ use super::answer::Answer;
 use super::core::Core;
 use super::error::{Effect, Failure, rpc_error};
 use crate::consensus::{Consensus, IdSource, Leadership, WallClock};
+use crate::netfeed::NetFeeds;
 use crate::role_manager::role_now;
 use crate::store::Store;
 use shoal_model::control::{ControlRequest, ControlResponse};
@@ -46,6 +47,7 @@ impl ControlApi {
         clock: Arc<dyn WallClock>,
         ids: Arc<dyn IdSource>,
         connector: Arc<dyn Connector>,
+        netfeeds: NetFeeds,
     ) -> Self {
         Self {
             core: Core {
@@ -53,6 +55,7 @@ impl ControlApi {
                 consensus,
                 clock,
                 ids,
+                netfeeds,
             },
             connector,
         }

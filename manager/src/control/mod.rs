@@ -9,6 +9,7 @@ mod cluster;
 mod core;
 mod error;
 mod explain;
+mod feeds;
 pub mod forward;
 mod node;
 mod quorum;

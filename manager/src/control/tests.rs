@@ -45,6 +45,7 @@ impl World {
             clock,
             Arc::new(CountingIds::default()),
             Arc::new(NoNetwork),
+            crate::netfeed::NetFeeds::new(),
         );
         Self {
             api,

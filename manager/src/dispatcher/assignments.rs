@@ -54,22 +54,37 @@ fn same_for_node(before: &Task, after: &Task) -> bool {
         && Arc::ptr_eq(&before.spec, &after.spec)
 }
 
+/// Whether a task must not hear yet that it is to go.
+pub type Holds<'a> = &'a dyn Fn(&Task) -> bool;
+
+/// The task as its node is told it: one that is held is to run.
+fn told(task: &Task, holds: Holds<'_>) -> AssignmentChange {
+    let mut told = Task::clone(task);
+    if holds(task) {
+        told.desired = TaskState::Running;
+    }
+    AssignmentChange::UpdateTask(Box::new(told))
+}
+
 /// What the node is told of a task now.
-pub fn change_of(state: &State, node_id: NodeId, id: TaskId) -> AssignmentChange {
+pub fn change_of(state: &State, node_id: NodeId, id: TaskId, holds: Holds<'_>) -> AssignmentChange {
     match state.task(id) {
-        Some(task) if belongs(task, node_id) => {
-            AssignmentChange::UpdateTask(Box::new(Task::clone(task)))
-        }
+        Some(task) if belongs(task, node_id) => told(task, holds),
         Some(_) | None => AssignmentChange::RemoveTask(id),
     }
 }
 
 /// All that the node must know, in messages that follow each other from `sequence` on.
-pub fn complete(state: &State, node_id: NodeId, sequence: u64) -> Vec<AssignmentsMessage> {
+pub fn complete(
+    state: &State,
+    node_id: NodeId,
+    sequence: u64,
+    holds: Holds<'_>,
+) -> Vec<AssignmentsMessage> {
     let changes = state
         .tasks_by_node(node_id)
         .filter(|task| belongs(task, node_id))
-        .map(|task| AssignmentChange::UpdateTask(Box::new(Task::clone(task))));
+        .map(|task| told(task, holds));
     messages(AssignmentsKind::Complete, changes, sequence)
 }
 
@@ -79,8 +94,11 @@ pub fn incremental(
     node_id: NodeId,
     tasks: impl IntoIterator<Item = TaskId>,
     sequence: u64,
+    holds: Holds<'_>,
 ) -> Vec<AssignmentsMessage> {
-    let changes = tasks.into_iter().map(|id| change_of(state, node_id, id));
+    let changes = tasks
+        .into_iter()
+        .map(|id| change_of(state, node_id, id, holds));
     messages(AssignmentsKind::Incremental, changes, sequence)
 }
 

@@ -5,6 +5,7 @@
 //! a daemon may come back; only silence for the down limit makes a node DOWN.
 //!
 //! * [`assignments`]: which tasks a node must know, pure.
+//! * `gate`: which tasks must not hear yet that they are to go.
 //! * [`liveness`]: who has been silent for how long, pure.
 //! * `outbox`: what one session still has to send; changes of one task are one.
 //! * `router`: follows the store and fills the outboxes of the nodes concerned.
@@ -13,6 +14,8 @@
 //! * `session`: one node's stream.
 
 pub mod assignments;
+mod gate;
+mod leases;
 pub mod liveness;
 mod outbox;
 mod quorum;
@@ -25,7 +28,10 @@ mod writer;
 mod tests;
 
 use crate::consensus::{Consensus, IdSource, Leadership, WallClock};
+use crate::netfeed::{FeedTerm, NetFeeds};
 use crate::store::Store;
+use gate::Gate;
+use leases::LeaseBook;
 use liveness::Liveness;
 use outbox::Outbox;
 use quorum::Quorum;
@@ -51,6 +57,8 @@ pub struct DispatcherContext {
     pub clock: Arc<dyn WallClock>,
     /// Ids of sessions.
     pub ids: Arc<dyn IdSource>,
+    /// What nodes are told of networks; it serves while this dispatcher does.
+    pub netfeeds: NetFeeds,
     /// Ends the dispatcher.
     pub cancel: CancellationToken,
 }
@@ -67,7 +75,9 @@ struct Inner {
 /// Everything of one leadership. Ends with it.
 struct Term {
     context: DispatcherContext,
-    live: Mutex<Live>,
+    live: Arc<Mutex<Live>>,
+    feeds: Arc<FeedTerm>,
+    gate: Gate,
     writer: Writer,
     quorum: Quorum,
     cancel: CancellationToken,
@@ -133,17 +143,25 @@ impl Dispatcher {
     async fn serve_term(&self, cancel: &CancellationToken) {
         let context = self.0.context.clone();
         let (writer, queue) = Writer::new();
+        let live = Arc::new(Mutex::new(Live {
+            sessions: BTreeMap::new(),
+            liveness: Liveness::new(Instant::now()),
+        }));
+        let leases = Arc::new(LeaseBook::new(Arc::clone(&live)));
+        // Both follow the store from before they look at it, so that they miss nothing.
+        let (watcher, feed_watcher) = (context.store.watch(), context.store.watch());
+        let feeds = context
+            .netfeeds
+            .begin(context.store.clone(), leases, cancel.clone());
         let term = Arc::new(Term {
             context: context.clone(),
-            live: Mutex::new(Live {
-                sessions: BTreeMap::new(),
-                liveness: Liveness::new(Instant::now()),
-            }),
+            live,
+            feeds: Arc::clone(&feeds),
+            gate: Gate::default(),
             writer,
             quorum: Quorum::default(),
             cancel: cancel.clone(),
         });
-        let watcher = context.store.watch();
         *lock(&self.0.term) = Some(Arc::clone(&term));
         info!("dispatcher serves sessions");
         tokio::select! {
@@ -151,9 +169,12 @@ impl Dispatcher {
             () = queue.run(&context) => {}
             () = watchdog::run(&term) => {}
             () = quorum::run(&term) => {}
+            () = feeds.run(feed_watcher) => {}
+            () = gate::run(&term) => {}
             () = cancel.cancelled() => {}
         }
         *lock(&self.0.term) = None;
+        context.netfeeds.end();
         debug!("dispatcher stopped serving sessions");
     }
 

@@ -2,16 +2,19 @@
 
 use super::assignments::{managers, node_concerned, wanted_role};
 use super::outbox::Outbox;
-use super::{Term, lock};
+use super::{Term, gate, lock};
 use crate::store::{Change, ChangeBatch, Entity, WatchItem, Watcher};
 use shoal_model::command::ObjectKey;
 use shoal_model::session::ManagerPeer;
 use shoal_model::{ClusterSpec, Node, NodeId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 pub(super) async fn run(term: &Term, mut watcher: Watcher) {
-    let mut known = managers(&term.context.store.view());
+    let state = term.context.store.view();
+    term.gate.look_at_all(&state, Instant::now());
+    let mut known = managers(&state);
     while let Some(item) = watcher.next().await {
         match item {
             WatchItem::Changes(batch) => route(term, &batch, &mut known),
@@ -22,11 +25,22 @@ pub(super) async fn run(term: &Term, mut watcher: Watcher) {
 
 fn route(term: &Term, batch: &ChangeBatch, known: &mut Vec<ManagerPeer>) {
     let mut filled: BTreeMap<NodeId, Arc<Outbox>> = BTreeMap::new();
+    let (state, now) = (term.context.store.view(), Instant::now());
+    let mut drained = Vec::new();
     let mut live = lock(&term.live);
     for change in &batch.changes {
         match change.key {
             ObjectKey::Task(_) => {
-                if let Some((node_id, task_id)) = node_concerned(change)
+                let task = change.newest().and_then(Entity::as_task);
+                if let Some(task_id) = term.gate.observe(&state, change, now)
+                    && let Some(node_id) = task.and_then(|task| task.node_id)
+                {
+                    drained.push((node_id, task_id));
+                }
+                // It is told once the gate opens.
+                let held = task.is_some_and(|task| term.gate.holds(&state, task));
+                if !held
+                    && let Some((node_id, task_id)) = node_concerned(change)
                     && let Some(session) = live.sessions.get(&node_id)
                 {
                     session.outbox.task_quietly(task_id);
@@ -68,6 +82,7 @@ fn route(term: &Term, batch: &ChangeBatch, known: &mut Vec<ManagerPeer>) {
     drop(live);
     // One entry is one message: an outbox is woken once, after all of its tasks are in.
     filled.values().for_each(|outbox| outbox.wake());
+    gate::tell(term, &drained);
 }
 
 fn tell_node(outbox: &Outbox, before: Option<&Node>, after: Option<&Node>) {
@@ -114,7 +129,9 @@ fn timing_changed(change: &Change) -> bool {
 }
 
 fn resync(term: &Term, known: &mut Vec<ManagerPeer>) {
-    *known = managers(&term.context.store.view());
+    let state = term.context.store.view();
+    term.gate.look_at_all(&state, Instant::now());
+    *known = managers(&state);
     for session in lock(&term.live).sessions.values() {
         session.outbox.complete();
         session.outbox.managers();

@@ -9,7 +9,7 @@ use shoal_model::node::{NodeDescription, NodeState, NodeStatus};
 use shoal_model::session::{
     AssignmentsMessage, ManagerMessage, NodeMessage, STATUSES_PER_MESSAGE_MAX,
 };
-use shoal_model::{ClusterSpec, NodeId, SessionId, TaskId, TaskStatus};
+use shoal_model::{ClusterSpec, NodeId, SessionId, Task, TaskId, TaskStatus};
 use shoal_transport::{Peer, RpcReceiver, RpcSender, RpcStream, StreamError};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -151,8 +151,7 @@ impl Active {
         self.send(&ManagerMessage::Managers(managers)).await?;
         self.send_role(&state).await?;
         if state.node(self.node_id).is_some() {
-            let messages = assignments::complete(&state, self.node_id, self.sequence);
-            self.send_assignments(messages).await?;
+            self.send_complete(&state).await?;
         }
         Ok(())
     }
@@ -177,10 +176,11 @@ impl Active {
             return Ok(Flow::End);
         }
         if complete {
-            let messages = assignments::complete(&state, self.node_id, self.sequence);
-            self.send_assignments(messages).await?;
+            self.send_complete(&state).await?;
         } else if !tasks.is_empty() {
-            let messages = assignments::incremental(&state, self.node_id, tasks, self.sequence);
+            let holds = |task: &Task| self.term.gate.holds(&state, task);
+            let messages =
+                assignments::incremental(&state, self.node_id, tasks, self.sequence, &holds);
             self.send_assignments(messages).await?;
         }
         for batch in acks {
@@ -204,6 +204,12 @@ impl Active {
             }
             None => Ok(()),
         }
+    }
+
+    async fn send_complete(&mut self, state: &State) -> Result<(), SessionError> {
+        let holds = |task: &Task| self.term.gate.holds(state, task);
+        let messages = assignments::complete(state, self.node_id, self.sequence, &holds);
+        self.send_assignments(messages).await
     }
 
     async fn send_assignments(

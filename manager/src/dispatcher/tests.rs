@@ -2,6 +2,7 @@
 
 use super::{Dispatcher, DispatcherContext};
 use crate::consensus::{Consensus, IdSource, Leadership, Member, ProposeError, WallClock};
+use crate::netfeed::NetFeeds;
 use crate::store::Store;
 use async_trait::async_trait;
 use shoal_model::cluster::{JoinSecret, Redacted, RootCa};
@@ -208,6 +209,7 @@ impl Fixture {
             consensus: Arc::clone(&consensus) as Arc<dyn Consensus>,
             clock: Arc::new(Fixed),
             ids: Arc::new(Counter(AtomicU64::new(1))),
+            netfeeds: NetFeeds::new(),
             cancel: CancellationToken::new(),
         });
         let running = dispatcher.clone();

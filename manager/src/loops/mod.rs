@@ -20,6 +20,7 @@ mod tests;
 pub use runner::{Moment, Pass};
 
 use crate::consensus::{Consensus, IdSource, WallClock};
+use crate::netfeed::NetFeeds;
 use crate::store::Store;
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -36,6 +37,8 @@ pub struct LoopContext {
     pub clock: Arc<dyn WallClock>,
     /// New ids.
     pub ids: Arc<dyn IdSource>,
+    /// Which version of the networks is in force everywhere.
+    pub netfeeds: NetFeeds,
     /// Ends the loops.
     pub cancel: CancellationToken,
 }

@@ -86,7 +86,11 @@ impl ManagerHandle {
             (Method::RaftJoin, Some(caller)) => parts.roles.serve_raft_join(caller, stream).await,
             (Method::Control, Some(caller)) => parts.control.serve(caller, stream).await,
             (Method::ControlWatch, Some(_)) => parts.control.serve_watch(stream).await,
-            (Method::NetFeed | Method::Attach, _) => {
+            (Method::NetFeed, _) => {
+                parts.core.netfeeds.handle(peer, stream).await;
+                Ok(())
+            }
+            (Method::Attach, _) => {
                 let error = RpcError::new(ErrorCode::InvalidArgument, "networks are not served");
                 stream.reply::<()>(&Err(error)).await
             }

@@ -185,6 +185,7 @@ async fn loops_act_while_leading_only() {
         consensus: Arc::clone(&consensus) as Arc<dyn Consensus>,
         clock: Arc::new(Still),
         ids: Arc::new(Counter(AtomicU64::new(100))),
+        netfeeds: crate::netfeed::NetFeeds::new(),
         cancel: cancel.clone(),
     }));
     consensus.commit((1..=5).map(node).collect()).unwrap();
