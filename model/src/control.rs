@@ -194,7 +194,7 @@ pub enum ControlResponse {
     NetworkCheck(Vec<NodeNetworkView>),
 }
 
-/// A network with who is in it.
+/// A network with who is in it. In lists only the object is filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkView {
     /// The object.

@@ -202,6 +202,11 @@ impl ContainerId {
         Self(bytes)
     }
 
+    /// The bytes of the id.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The first twelve digits, as `docker ps` shows them.
     pub fn short(&self) -> String {
         self.to_string()[..Self::SHORT_LEN].to_owned()

@@ -1,7 +1,7 @@
 //! Tasks: one unit of a service, bound to one node.
 
 use crate::network::Endpoint;
-use crate::spec::{OnPartition, PortConfig};
+use crate::spec::{OnPartition, PortConfig, PublishMode};
 use crate::{ContainerId, Meta, NodeId, ServiceId, TaskId, TaskSpec, Timestamp, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -230,6 +230,15 @@ impl Task {
             (0, Some(node_id)) => format!("{}.{node_id}", self.service_name),
             (slot, _) => format!("{}.{slot}", self.service_name),
         }
+    }
+
+    /// Needs an address in a network across hosts: it names some, or publishes a port on every node.
+    pub fn needs_network(&self) -> bool {
+        !self.spec.networks.is_empty()
+            || self
+                .ports
+                .iter()
+                .any(|port| port.mode == PublishMode::Ingress)
     }
 
     /// Occupies its node: assigned and not yet known to have ended.

@@ -377,6 +377,7 @@ impl Transaction<'_> {
         {
             return Err(name_taken("service", name, holder.id));
         }
+        self.check_service_addresses(service)?;
         within(
             ObjectKey::Service(service.id),
             bounds::service_spec_bytes(&service.spec),
@@ -415,10 +416,11 @@ impl Transaction<'_> {
         if service.pending_delete {
             return Err(invalid(service_key, "the service is being removed"));
         }
-        if task.status.state >= TaskState::Assigned || !task.volumes.is_empty() {
+        let bound = !task.volumes.is_empty() || !task.endpoints.is_empty();
+        if task.status.state >= TaskState::Assigned || bound {
             return Err(invalid(
                 key,
-                "a new task is new or pending and has no volumes",
+                "a new task is new or pending and has neither volumes nor addresses",
             ));
         }
         if !is_desired_state(task.desired) {
@@ -645,10 +647,11 @@ fn check_task_update(before: &Task, task: &Task) -> Result<(), Rejection> {
     if task.node_id != before.node_id
         || task.volumes != before.volumes
         || task.ports != before.ports
+        || task.endpoints != before.endpoints
     {
         return Err(invalid(
             key,
-            "only an assignment sets its node, ports and volumes",
+            "only an assignment sets its node, ports, volumes and addresses",
         ));
     }
     if task.desired < before.desired || !is_desired_state(task.desired) {
@@ -670,7 +673,7 @@ pub(super) fn invalid(key: ObjectKey, reason: impl Into<String>) -> Rejection {
     }
 }
 
-fn name_taken(kind: &str, name: &str, holder: impl std::fmt::Display) -> Rejection {
+pub(super) fn name_taken(kind: &str, name: &str, holder: impl std::fmt::Display) -> Rejection {
     Rejection::NameTaken {
         kind: kind.to_owned(),
         name: name.to_owned(),

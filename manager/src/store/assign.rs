@@ -32,6 +32,7 @@ impl Transaction<'_> {
         }
         let mut task = Task::clone(task);
         self.check_fit(&task, node_id)
+            .and_then(|()| self.check_endpoints(&task, node_id, endpoints))
             .map_err(|reason| Rejection::DoesNotFit {
                 task_id,
                 node_id,

@@ -2,9 +2,16 @@
 
 use super::tasks::{holds_node, host_ports, is_removable, is_unassigned};
 use imbl::{OrdMap, OrdSet};
+use shoal_model::netstate::EndpointId;
+use shoal_model::network::Endpoint;
 use shoal_model::spec::Protocol;
 use shoal_model::volume::SlotKey;
-use shoal_model::{Node, NodeId, Resources, Service, ServiceId, Task, TaskId, Volume, VolumeId};
+use shoal_model::{
+    AddressLease, Attachment, ContainerId, Network, NetworkId, Node, NodeId, Resources, Service,
+    ServiceId, Task, TaskId, Volume, VolumeId,
+};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// What the tasks that hold a node add up to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,13 +72,26 @@ pub(super) struct Indexes {
     pub(super) usage: OrdMap<NodeId, NodeUsage>,
     pub(super) volumes_by_name: OrdMap<(NodeId, String), VolumeId>,
     pub(super) volumes_by_slot: OrdSet<(SlotKey, VolumeId)>,
+    pub(super) networks_by_name: OrdMap<String, NetworkId>,
+    /// Services that name a network or have a virtual address in it.
+    pub(super) services_by_network: OrdSet<(NetworkId, ServiceId)>,
+    /// Ports that services publish, on every node or on those of their tasks.
+    pub(super) published: OrdSet<(Protocol, u16, ServiceId)>,
+    /// Addresses of tasks and containers that may still run.
+    pub(super) endpoints: OrdMap<(NetworkId, Ipv4Addr), EndpointId>,
+    pub(super) vips: OrdMap<(NetworkId, Ipv4Addr), ServiceId>,
+    /// Leased blocks by their first address: prefix length and holder.
+    pub(super) blocks: OrdMap<(NetworkId, Ipv4Addr), (u8, NodeId)>,
+    pub(super) leases_by_node: OrdSet<(NodeId, NetworkId)>,
+    pub(super) attachments_by_node: OrdSet<(NodeId, ContainerId)>,
+    pub(super) mesh: OrdMap<IpAddr, NodeId>,
 }
 
 impl Indexes {
     /// Takes note of a changed node.
     pub(super) fn move_node(&mut self, before: Option<&Node>, node: &Node) {
         if let Some(before) = before {
-            if before.spec.name == node.spec.name {
+            if before.spec.name == node.spec.name && before.mesh == node.mesh {
                 return;
             }
             self.remove_node(before);
@@ -82,8 +102,11 @@ impl Indexes {
     /// Takes note of a changed service.
     pub(super) fn move_service(&mut self, before: Option<&Service>, service: &Service) {
         if let Some(before) = before {
-            let place = |service: &Service| service.pending_delete;
-            if place(before) == place(service) && before.spec.name == service.spec.name {
+            let same_name = before.spec.name == service.spec.name;
+            let same_net = before.spec.task.networks == service.spec.task.networks
+                && before.vips == service.vips
+                && before.ports == service.ports;
+            if before.pending_delete == service.pending_delete && same_name && same_net {
                 return;
             }
             self.remove_service(before);
@@ -101,7 +124,8 @@ impl Indexes {
                     task.spec.resources.reservations,
                 )
             };
-            if place(before) == place(task) && host_ports(before).eq(host_ports(task)) {
+            let same_ports = host_ports(before).eq(host_ports(task));
+            if place(before) == place(task) && same_ports && before.endpoints == task.endpoints {
                 return;
             }
             self.remove_task(before);
@@ -125,25 +149,56 @@ impl Indexes {
         if !node.spec.name.is_empty() {
             self.nodes_by_name.insert(node.spec.name.clone(), node.id);
         }
+        if let Some(mesh) = node.mesh {
+            self.mesh.insert(mesh.ipv4.into(), node.id);
+            self.mesh.insert(mesh.ipv6.into(), node.id);
+        }
     }
 
     pub(super) fn remove_node(&mut self, node: &Node) {
         if !node.spec.name.is_empty() {
             self.nodes_by_name.remove(&node.spec.name);
         }
+        if let Some(mesh) = node.mesh {
+            self.mesh.remove(&IpAddr::from(mesh.ipv4));
+            self.mesh.remove(&IpAddr::from(mesh.ipv6));
+        }
     }
 
-    /// A service that is being removed has given its name free: a new one may have it while the tasks still stop.
+    /// A service that is being removed has given its name and its ports free: a new one may have them while the tasks
+    /// still stop. Its virtual addresses stay its own until then.
     pub(super) fn add_service(&mut self, service: &Service) {
-        if !service.pending_delete {
-            self.services_by_name
-                .insert(service.spec.name.clone(), service.id);
+        for network_id in networks_of(service) {
+            self.services_by_network.insert((network_id, service.id));
+        }
+        for vip in &service.vips {
+            self.vips.insert((vip.network_id, vip.ipv4), service.id);
+        }
+        if service.pending_delete {
+            return;
+        }
+        self.services_by_name
+            .insert(service.spec.name.clone(), service.id);
+        for port in service.ports.iter().filter(|port| port.published != 0) {
+            self.published
+                .insert((port.protocol, port.published, service.id));
         }
     }
 
     pub(super) fn remove_service(&mut self, service: &Service) {
-        if !service.pending_delete {
-            self.services_by_name.remove(&service.spec.name);
+        for network_id in networks_of(service) {
+            self.services_by_network.remove(&(network_id, service.id));
+        }
+        for vip in &service.vips {
+            self.vips.remove(&(vip.network_id, vip.ipv4));
+        }
+        if service.pending_delete {
+            return;
+        }
+        self.services_by_name.remove(&service.spec.name);
+        for port in &service.ports {
+            self.published
+                .remove(&(port.protocol, port.published, service.id));
         }
     }
 
@@ -163,6 +218,7 @@ impl Indexes {
                 self.ports.insert((node_id, protocol, port, task.id));
             }
             self.usage.entry(node_id).or_default().add(task);
+            self.add_endpoints(&task.endpoints, EndpointId::Task(task.id));
         }
     }
 
@@ -177,6 +233,7 @@ impl Indexes {
             for (protocol, port) in host_ports(task) {
                 self.ports.remove(&(node_id, protocol, port, task.id));
             }
+            self.remove_endpoints(&task.endpoints);
             let mut usage = self.usage.get(&node_id).copied().unwrap_or_default();
             usage.subtract(task);
             if usage == NodeUsage::default() {
@@ -202,4 +259,76 @@ impl Indexes {
             self.volumes_by_slot.remove(&(*slot, volume.id));
         }
     }
+
+    fn add_endpoints(&mut self, endpoints: &[Endpoint], holder: EndpointId) {
+        for endpoint in endpoints {
+            self.endpoints
+                .insert((endpoint.network_id, endpoint.ipv4), holder);
+        }
+    }
+
+    fn remove_endpoints(&mut self, endpoints: &[Endpoint]) {
+        for endpoint in endpoints {
+            self.endpoints.remove(&(endpoint.network_id, endpoint.ipv4));
+        }
+    }
+
+    /// Takes note of a changed network.
+    pub(super) fn move_network(&mut self, before: Option<&Network>, network: &Network) {
+        if let Some(before) = before {
+            self.remove_network(before);
+        }
+        self.networks_by_name
+            .insert(network.spec.name.clone(), network.id);
+    }
+
+    pub(super) fn remove_network(&mut self, network: &Network) {
+        self.networks_by_name.remove(&network.spec.name);
+    }
+
+    /// Takes note of a changed lease.
+    pub(super) fn move_lease(&mut self, before: Option<&AddressLease>, lease: &AddressLease) {
+        if let Some(before) = before {
+            self.remove_lease(before);
+        }
+        self.leases_by_node
+            .insert((lease.node_id, lease.network_id));
+        for block in &lease.blocks {
+            let value = (block.prefix_len(), lease.node_id);
+            self.blocks
+                .insert((lease.network_id, block.network()), value);
+        }
+    }
+
+    pub(super) fn remove_lease(&mut self, lease: &AddressLease) {
+        self.leases_by_node
+            .remove(&(lease.node_id, lease.network_id));
+        for block in &lease.blocks {
+            self.blocks.remove(&(lease.network_id, block.network()));
+        }
+    }
+
+    /// Takes note of a changed attachment.
+    pub(super) fn move_attachment(&mut self, before: Option<&Attachment>, after: &Attachment) {
+        if let Some(before) = before {
+            self.remove_attachment(before);
+        }
+        self.attachments_by_node
+            .insert((after.node_id, after.container_id));
+        self.add_endpoints(&after.endpoints, EndpointId::Container(after.container_id));
+    }
+
+    pub(super) fn remove_attachment(&mut self, attachment: &Attachment) {
+        self.attachments_by_node
+            .remove(&(attachment.node_id, attachment.container_id));
+        self.remove_endpoints(&attachment.endpoints);
+    }
+}
+
+/// The networks that a service names or has a virtual address in.
+fn networks_of(service: &Service) -> BTreeSet<NetworkId> {
+    let named = service.spec.task.networks.iter().map(|it| it.network_id);
+    named
+        .chain(service.vips.iter().map(|vip| vip.network_id))
+        .collect()
 }

@@ -5,6 +5,7 @@
 //! panics on the content of an entry: bad input is a [`Rejection`](shoal_model::command::Rejection), the same on every
 //! manager.
 
+mod addresses;
 mod apply;
 mod assign;
 pub mod bounds;
@@ -23,5 +24,6 @@ pub use change::{Change, ChangeKind, Entity};
 pub use handle::{Batch, ChangeBatch, Store, WatchItem, Watcher};
 pub use indexes::NodeUsage;
 pub use invariants::{Violation, check_invariants};
+pub use networks::{clash, is_reserved, share_address};
 pub use state::State;
 pub use tasks::{forwards_desired, holds_node};

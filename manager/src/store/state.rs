@@ -261,15 +261,20 @@ impl State {
                 before.map(Entity::Volume)
             }
             Entity::Network(network) => {
-                let before = self.networks.insert(network.id, network);
+                let before = self.networks.insert(network.id, Arc::clone(&network));
+                self.indexes.move_network(before.as_deref(), &network);
                 before.map(Entity::Network)
             }
             Entity::Lease(lease) => {
                 let key = (lease.network_id, lease.node_id);
-                self.leases.insert(key, lease).map(Entity::Lease)
+                let before = self.leases.insert(key, Arc::clone(&lease));
+                self.indexes.move_lease(before.as_deref(), &lease);
+                before.map(Entity::Lease)
             }
             Entity::Attachment(attachment) => {
-                let before = self.attachments.insert(attachment.container_id, attachment);
+                let id = attachment.container_id;
+                let before = self.attachments.insert(id, Arc::clone(&attachment));
+                self.indexes.move_attachment(before.as_deref(), &attachment);
                 before.map(Entity::Attachment)
             }
         }
@@ -299,11 +304,21 @@ impl State {
                 self.indexes.remove_volume(&volume);
                 Some(Entity::Volume(volume))
             }
-            ObjectKey::Network(id) => self.networks.remove(&id).map(Entity::Network),
-            ObjectKey::Lease(network, node) => {
-                self.leases.remove(&(network, node)).map(Entity::Lease)
+            ObjectKey::Network(id) => {
+                let network = self.networks.remove(&id)?;
+                self.indexes.remove_network(&network);
+                Some(Entity::Network(network))
             }
-            ObjectKey::Attachment(id) => self.attachments.remove(&id).map(Entity::Attachment),
+            ObjectKey::Lease(network, node) => {
+                let lease = self.leases.remove(&(network, node))?;
+                self.indexes.remove_lease(&lease);
+                Some(Entity::Lease(lease))
+            }
+            ObjectKey::Attachment(id) => {
+                let attachment = self.attachments.remove(&id)?;
+                self.indexes.remove_attachment(&attachment);
+                Some(Entity::Attachment(attachment))
+            }
         }
     }
 

@@ -1,13 +1,17 @@
 //! What is true of every state, whatever entries led to it. Unit tests, simulation and chaos share these checks; one
 //! file per property.
 
+mod addresses;
 mod desired;
+mod endpoints;
 mod indexes;
+mod leases;
 mod names;
 mod ports;
 mod raft_ids;
 mod references;
 mod versions;
+mod vips;
 mod volumes;
 
 use super::state::State;
@@ -33,7 +37,11 @@ type Check = fn(&State) -> Vec<String>;
 
 /// Checks every property; empty means that all hold. Costs a walk over all objects: for tests, never for production.
 pub fn check_invariants(state: &State) -> Vec<Violation> {
-    let checks: [(&'static str, Check); 8] = [
+    let checks: [(&'static str, Check); 12] = [
+        ("addresses", addresses::check),
+        ("endpoints", endpoints::check),
+        ("leases", leases::check),
+        ("virtual addresses and ports", vips::check),
         ("desired states", desired::check),
         ("indexes", indexes::check),
         ("names", names::check),

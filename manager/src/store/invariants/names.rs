@@ -1,4 +1,4 @@
-//! Names are unique: services and nodes in the cluster, volumes on their node.
+//! Names are unique: services, nodes and networks in the cluster, volumes on their node.
 
 use crate::store::state::State;
 use std::collections::BTreeMap;
@@ -15,8 +15,11 @@ pub(super) fn check(state: &State) -> Vec<String> {
     let volumes = state
         .volumes()
         .map(|volume| ("volume", format!("{} on {}", volume.name, volume.node_id)));
+    let networks = state
+        .networks()
+        .map(|network| ("network", network.spec.name.clone()));
     let mut seen: BTreeMap<_, u32> = BTreeMap::new();
-    for name in services.chain(nodes).chain(volumes) {
+    for name in services.chain(nodes).chain(volumes).chain(networks) {
         *seen.entry(name).or_default() += 1;
     }
     seen.into_iter()
