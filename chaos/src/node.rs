@@ -47,6 +47,7 @@ async fn start_agent(world: &World, number: u64) -> Option<AgentHandle> {
         seeds: (1..=MANAGERS).map(addr).collect(),
         disk: Arc::new(machine.record.clone()),
         runtime: Arc::new(machine.engine.clone()),
+        network: None,
         clock: Arc::new(machine.clock.clone()),
         seed: world.fresh_seed(),
         description: description(number),

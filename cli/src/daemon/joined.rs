@@ -234,6 +234,7 @@ impl Joined {
                 .collect(),
             disk: Arc::new(FileDisk::new(&options.data_root.join("agent"))),
             runtime: Arc::new(EngineRuntime::new(options.engine.clone())),
+            network: None,
             clock: Arc::new(NodeClock),
             seed: rand::random(),
             description: options.description.clone(),

@@ -2,6 +2,8 @@
 
 use crate::disk::{AgentDisk, AgentRecord, DiskError};
 use crate::lease::Lease;
+use crate::netfeed::{self, FeedLoop};
+use crate::network::AgentNetwork;
 use crate::reports::Reports;
 use crate::runtime::{RuntimeError, TaskRuntime};
 use crate::session::SessionLoop;
@@ -46,6 +48,8 @@ pub struct AgentOptions {
     pub disk: Arc<dyn AgentDisk>,
     /// The containers.
     pub runtime: Arc<dyn TaskRuntime>,
+    /// The node's part in networks across hosts; `None`: it has none.
+    pub network: Option<AgentNetwork>,
     /// Clocks.
     pub clock: Arc<dyn AgentClock>,
     /// Of the jitter.
@@ -125,6 +129,9 @@ impl Agent {
     /// See [`StartError`].
     pub async fn start(options: AgentOptions) -> Result<AgentHandle, StartError> {
         let record = AgentRecord::load(&*options.disk).await?;
+        if let Some(network) = &options.network {
+            netfeed::restore(network).await;
+        }
         let cancel = CancellationToken::new();
         let shared = Arc::new(Shared {
             runtime: options.runtime,
@@ -140,6 +147,21 @@ impl Agent {
         let (announcements, announced) = mpsc::channel(ANNOUNCEMENTS_MAX);
         let (role, wanted_role) = watch::channel(None);
         let (state, session_state) = watch::channel(SessionState::Searching);
+        let tracker = TaskTracker::new();
+        if let Some(network) = options.network {
+            let shared = tasks.shared();
+            let (lease, clock) = (shared.lease.clone(), Arc::clone(&shared.clock));
+            let lease = netfeed::follow_lease(lease, clock, Arc::clone(&network.sink));
+            let feed = FeedLoop {
+                connector: Arc::clone(&options.connector),
+                network,
+                session: session_state.clone(),
+            };
+            let running = cancel.clone();
+            tracker.spawn(async move { running.run_until_cancelled(lease).await });
+            let running = cancel.clone();
+            tracker.spawn(async move { running.run_until_cancelled(feed.run()).await });
+        }
         let session = SessionLoop {
             connector: options.connector,
             tasks: tasks.clone(),
@@ -150,7 +172,6 @@ impl Agent {
             state,
             seed: options.seed,
         };
-        let tracker = TaskTracker::new();
         let running = cancel.clone();
         tracker.spawn(async move { running.run_until_cancelled(session.run()).await });
         let keeper = tasks.clone();

@@ -66,7 +66,7 @@ pub trait AgentDisk: Send + Sync + 'static {
     /// The last bytes that were saved.
     async fn load(&self) -> Result<Option<Vec<u8>>, DiskError>;
 
-    /// Replaces them; durable once this returns.
+    /// Replaces them; durable once this returns, unless the disk says otherwise of itself.
     async fn save(&self, bytes: Vec<u8>) -> Result<(), DiskError>;
 
     /// Puts bytes that can't be used where no later [`Self::save`] touches them, and says where. A disk without such a
@@ -116,6 +116,7 @@ impl AgentRecord {
 #[derive(Debug, Clone)]
 pub struct FileDisk {
     path: PathBuf,
+    durable: bool,
 }
 
 impl FileDisk {
@@ -123,6 +124,15 @@ impl FileDisk {
     pub fn new(folder: &Path) -> Self {
         Self {
             path: folder.join("assignments"),
+            durable: true,
+        }
+    }
+
+    /// Keeps bytes in the file `name` that a loss of power may take back or damage: nothing waits for the device.
+    pub fn hasty(folder: &Path, name: &str) -> Self {
+        Self {
+            path: folder.join(name),
+            durable: false,
         }
     }
 }
@@ -141,9 +151,9 @@ impl AgentDisk for FileDisk {
     }
 
     async fn save(&self, bytes: Vec<u8>) -> Result<(), DiskError> {
-        let path = self.path.clone();
+        let (path, durable) = (self.path.clone(), self.durable);
         let written = tokio::task::spawn_blocking(move || {
-            replace(&path, &bytes).map_err(|err| DiskError::Write { path, err })
+            replace(&path, &bytes, durable).map_err(|err| DiskError::Write { path, err })
         });
         written.await.map_err(|_| DiskError::Cut)?
     }
@@ -171,15 +181,20 @@ fn set_aside(path: &Path) -> io::Result<PathBuf> {
     Ok(target)
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn replace(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
     let temporary = path.with_extension("tmp");
     let mut file = std::fs::File::create(&temporary)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
+    if durable {
+        file.sync_all()?;
+    }
     std::fs::rename(&temporary, path)?;
-    std::fs::File::open(folder)?.sync_all()
+    if durable {
+        std::fs::File::open(folder)?.sync_all()?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

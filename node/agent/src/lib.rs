@@ -7,7 +7,7 @@
 //! * [`step`]: the next action of one task, pure. [`repair`]: what an exit means, pure.
 //! * `task`: one loop per task that carries actions out through the [`runtime::TaskRuntime`] seam.
 //! * `tasks`: all of them, and what they report. [`disk`]: what survives a restart.
-//! * `session`: the stream to the leader. [`lease`]: until when `stop` tasks may run.
+//! * `session`: the stream to the leader. `netfeed`: the stream of the node's networks, for the [`network`] seam. [`lease`]: until when `stop` tasks may run.
 //!
 //! Secrets and their payloads never touch the disk here; time, randomness, network, disk and containers come in
 //! through seams, so that many agents run in one simulated process.
@@ -17,6 +17,8 @@ pub mod agent;
 pub mod disk;
 pub mod engine;
 pub mod lease;
+mod netfeed;
+pub mod network;
 pub mod repair;
 mod reports;
 pub mod runtime;
@@ -30,4 +32,5 @@ mod tests;
 pub use agent::{Agent, AgentClock, AgentHandle, AgentOptions};
 pub use disk::{AgentDisk, FileDisk};
 pub use engine::EngineRuntime;
+pub use network::{AgentNetwork, NetworkSink, SinkError};
 pub use runtime::{RuntimeError, TaskRuntime};

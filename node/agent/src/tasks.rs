@@ -174,8 +174,12 @@ impl Tasks {
         Ok(completed)
     }
 
-    fn update(&self, state: &mut State, task: Task) {
+    fn update(&self, state: &mut State, mut task: Task) {
         let id = task.id;
+        // What was to stop stays so: a new leader may not know yet that its predecessor has said it.
+        if let Some(sender) = state.tasks.get(&id) {
+            task.desired = task.desired.max(sender.borrow().task.desired);
+        }
         let assignment = Assignment {
             task: Arc::new(task),
             forgotten: false,

@@ -2,6 +2,7 @@
 
 use crate::agent::{Agent, AgentClock, AgentHandle, AgentOptions};
 use crate::disk::{AgentDisk, DiskError};
+use crate::network::AgentNetwork;
 use crate::runtime::{
     ContainerChange, ContainerPhase, Exit, Found, Health, Running, RuntimeError, TaskRuntime,
 };
@@ -234,12 +235,21 @@ struct Fixture {
 }
 
 async fn start(runtime: Arc<FakeRuntime>, disk: Arc<MemoryDisk>) -> Fixture {
+    start_with(runtime, disk, None).await
+}
+
+async fn start_with(
+    runtime: Arc<FakeRuntime>,
+    disk: Arc<MemoryDisk>,
+    network: Option<AgentNetwork>,
+) -> Fixture {
     let (sender, sessions) = mpsc::channel(1);
     let agent = Agent::start(AgentOptions {
         connector: Arc::new(Network(sender)),
         seeds: vec!["10.0.0.1:2377".parse().unwrap()],
         disk: Arc::clone(&disk) as Arc<dyn AgentDisk>,
         runtime: Arc::clone(&runtime) as Arc<dyn TaskRuntime>,
+        network,
         clock: Arc::new(Clock(Instant::now())),
         seed: 1,
         description: NodeDescription::default(),

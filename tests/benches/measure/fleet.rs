@@ -75,6 +75,7 @@ async fn start(number: usize, manager: SocketAddr, token: &JoinToken) -> Result<
         seeds: vec![manager],
         disk: Arc::new(Memo::default()),
         runtime: Arc::new(NoContainers::default()),
+        network: None,
         clock: Arc::new(Clock(Instant::now())),
         seed: number as u64,
         description: NodeDescription {
