@@ -4,9 +4,9 @@ use crate::error::{ApiError, ApiResult};
 use crate::ops::LocalState;
 use crate::server::Api;
 use futures_util::TryStreamExt;
-use shoal_model::control::{ControlRequest, ControlResponse, NodeView, ServiceView};
+use shoal_model::control::{ControlRequest, ControlResponse, NetworkView, NodeView, ServiceView};
 use shoal_model::rpc::{ErrorCode, RpcError};
-use shoal_model::{Cluster, NodeId, ServiceId, Task, TaskId, Volume};
+use shoal_model::{Cluster, NetworkId, NodeId, ServiceId, Task, TaskId, Volume};
 use std::fmt::Display;
 use std::str::FromStr;
 
@@ -134,6 +134,44 @@ pub(crate) async fn volumes(api: &Api) -> ApiResult<Vec<Volume>> {
         },
     )
     .await
+}
+
+/// All networks of the cluster, without who is in them.
+pub(crate) async fn networks(api: &Api) -> ApiResult<Vec<NetworkView>> {
+    collect(
+        api,
+        ControlRequest::ListNetworks,
+        |response| match response {
+            ControlResponse::Networks(page) => Ok(page),
+            other => Err(other),
+        },
+    )
+    .await
+}
+
+/// A network of the cluster by id, name, or unique prefix of an id, with who is in it.
+pub(crate) async fn network(api: &Api, text: &str) -> ApiResult<NetworkView> {
+    if let Ok(id) = NetworkId::from_str(text) {
+        match whole_network(api, id).await {
+            Err(err) if err.status() == http::StatusCode::NOT_FOUND => {}
+            other => return other,
+        }
+    }
+    let found = find(
+        "network",
+        text,
+        networks(api).await?,
+        |view| view.network.id,
+        |view| view.network.spec.name.clone(),
+    )?;
+    whole_network(api, found.network.id).await
+}
+
+async fn whole_network(api: &Api, id: NetworkId) -> ApiResult<NetworkView> {
+    match ask(api, ControlRequest::GetNetwork(id)).await? {
+        ControlResponse::Network(view) => Ok(*view),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// A service by id, name, or unique prefix of an id.

@@ -6,7 +6,7 @@ use crate::event_bus;
 use crate::handle::EngineHandle;
 use crate::host;
 use crate::images::{self, FindPull, JoinPull, PullRequest, image_error, image_event};
-use crate::info::{EngineInfo, NetworkInfo, VolumeInfo};
+use crate::info::{Endpoint, EngineInfo, NetworkInfo, VolumeInfo};
 use crate::list::{NamePatterns, labels_match};
 use crate::mounts::VolumeWish;
 use crate::requests::{EventFilter, Pruned, VolumeCreate};
@@ -16,8 +16,8 @@ use futures_util::stream::BoxStream;
 use shoal_image::{
     Image, ImageStore, LoadedImage, Progress, ProgressSink, Reference, RegistryAuth, Removed,
 };
-use shoal_model::Timestamp;
 use shoal_model::spec::Platform;
+use shoal_model::{ContainerId, Timestamp};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tokio::io::AsyncRead;
@@ -363,16 +363,28 @@ impl EngineHandle {
             })
     }
 
-    async fn networks(&self) -> Result<Vec<NetworkInfo>> {
-        let networks = &self.engine.env.networks;
+    /// The running containers that are in the network with that id.
+    ///
+    /// # Errors
+    /// When the engine stops.
+    pub async fn containers_in(
+        &self,
+        network_id: &str,
+    ) -> Result<Vec<(ContainerId, String, Endpoint)>> {
         let entries = self.engine.supervisor.send(All).await?;
-        let containers = entries.iter().flat_map(|entry| {
+        let ends = entries.iter().flat_map(|entry| {
             let info = entry.info();
             let endpoints = info.network.endpoints.clone();
             endpoints
                 .into_iter()
+                .filter(|endpoint| endpoint.network_id == network_id)
                 .map(move |endpoint| (info.id, info.name.clone(), endpoint))
         });
+        Ok(ends.collect())
+    }
+
+    async fn networks(&self) -> Result<Vec<NetworkInfo>> {
+        let networks = &self.engine.env.networks;
         let bridge = NetworkInfo {
             id: networks.record.id.clone(),
             name: "bridge".to_owned(),
@@ -382,7 +394,7 @@ impl EngineHandle {
             gateway: Some(networks.record.gateway),
             bridge: networks.bridge.name.clone(),
             mtu: networks.bridge.mtu,
-            containers: containers.collect(),
+            containers: self.containers_in(&networks.record.id).await?,
         };
         let fixed = |name: &str, driver: &str, id: &String| NetworkInfo {
             id: id.clone(),

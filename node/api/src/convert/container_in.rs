@@ -2,9 +2,11 @@
 
 use super::common;
 use super::host_in::host_config;
+use super::network_in;
 use crate::error::ApiResult;
 use crate::fields::Fields;
 use shoal_engine::{ContainerConfig, ContainerUpdate, ExecConfig, NetworkMode, TerminalSize};
+use shoal_model::network::AttachmentWish;
 use std::str::FromStr;
 
 /// Reads the body of `POST /containers/create`.
@@ -12,7 +14,7 @@ pub(crate) fn container_config(mut body: Fields) -> ApiResult<ContainerConfig> {
     let mut host = body.object_or_empty("HostConfig")?;
     let host_config = host_config(&mut host)?;
     host.done()?;
-    networking(&mut body, &host_config.network_mode)?;
+    let networks = networking(&mut body, &host_config.network_mode)?;
     let config = ContainerConfig {
         image: body.string("Image")?,
         hostname: body.string("Hostname")?,
@@ -40,7 +42,7 @@ pub(crate) fn container_config(mut body: Fields) -> ApiResult<ContainerConfig> {
         stop_timeout_s: body.opt_int("StopTimeout")?,
         network_disabled: body.bool("NetworkDisabled")?,
         endpoints: Vec::new(),
-        networks: Vec::new(),
+        networks,
         host: host_config,
         fencing: None,
     };
@@ -63,24 +65,36 @@ fn not_empty(command: Option<Vec<String>>) -> Option<Vec<String>> {
     command.filter(|words| !words.is_empty())
 }
 
-/// The networks of a new container: only the one of the network mode, without settings of its own.
-fn networking(body: &mut Fields, mode: &NetworkMode) -> ApiResult<()> {
+/// The networks of a new container: with a network of the cluster, that one and any others; otherwise only the one of
+/// the network mode, without settings of its own.
+fn networking(body: &mut Fields, mode: &NetworkMode) -> ApiResult<Vec<AttachmentWish>> {
     let mut config = body.object_or_empty("NetworkingConfig")?;
+    let mut wishes = Vec::new();
+    if let NetworkMode::Named(name) = mode {
+        wishes.push(AttachmentWish {
+            network: name.clone(),
+            ipv4: None,
+            aliases: Vec::new(),
+        });
+    }
     for (name, mut endpoint) in config.objects_by_name("EndpointsConfig")? {
-        if NetworkMode::parse(&name) != *mode {
-            let reason = "a container is in the network of its network mode only";
-            return Err(config.error(&format!("EndpointsConfig.{name}"), reason));
+        let own = NetworkMode::parse(&name) == *mode;
+        match (mode, own) {
+            (NetworkMode::Named(_), true) => {
+                wishes[0] = network_in::attachment_wish(&name, &mut endpoint)?;
+            }
+            (NetworkMode::Named(_), false) if !network_in::BUILTIN.contains(&name.as_str()) => {
+                wishes.push(network_in::attachment_wish(&name, &mut endpoint)?);
+            }
+            (_, true) => no_wishes(&mut endpoint)?,
+            (_, false) => {
+                let reason = "a container is in the network of its network mode only, or in several of the cluster";
+                return Err(config.error(&format!("EndpointsConfig.{name}"), reason));
+            }
         }
         endpoint.refuse(&[
-            ("IPAMConfig", "fixed addresses are not done yet"),
             ("Links", "links are not done yet"),
-            (
-                "Aliases",
-                "aliases need a user-defined network, which is not done yet",
-            ),
             ("MacAddress", "fixed hardware addresses are not done yet"),
-            ("DriverOpts", "the bridge has none"),
-            ("GwPriority", "there is one gateway"),
         ])?;
         // What a client copied from an inspection: results, not wishes.
         endpoint.ignore(&[
@@ -96,7 +110,24 @@ fn networking(body: &mut Fields, mode: &NetworkMode) -> ApiResult<()> {
         ]);
         endpoint.done()?;
     }
-    config.done()
+    config.done()?;
+    Ok(wishes)
+}
+
+/// The engine's own networks take no wishes.
+fn no_wishes(endpoint: &mut Fields) -> ApiResult<()> {
+    endpoint.refuse(&[
+        (
+            "IPAMConfig",
+            "user specified IP address is supported on user defined networks only",
+        ),
+        (
+            "Aliases",
+            "network-scoped aliases are only supported for user-defined networks",
+        ),
+        ("DriverOpts", "the bridge has none"),
+        ("GwPriority", "there is one gateway"),
+    ])
 }
 
 /// Reads the body of `POST /containers/{id}/exec`.

@@ -1,6 +1,7 @@
 //! Writes containers: the list and the inspection.
 
 use super::common;
+use super::network_out::endpoint_id;
 use crate::time::{rfc3339, rfc3339_or_never, unix_seconds};
 use serde_json::{Map, Value, json};
 use shoal_engine::info::{Endpoint, ExecInfo, Health, MountPoint, MountPointKind, PublishedPort};
@@ -9,7 +10,7 @@ use shoal_engine::{
     RestartPolicy,
 };
 use shoal_model::Timestamp;
-use std::net::IpAddr;
+use shoal_model::network::AttachmentWish;
 use std::path::Path;
 
 /// Writes one row of `GET /containers/json`.
@@ -375,11 +376,11 @@ fn network_settings(info: &ContainerInfo) -> Value {
         "SecondaryIPv6Addresses": null,
         "EndpointID": "",
         "Gateway": text(first.and_then(|e| e.gateway).map(|a| a.to_string())),
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
+        "GlobalIPv6Address": text(first.and_then(|e| e.ipv6).map(|a| a.to_string())),
+        "GlobalIPv6PrefixLen": first.map_or(0, |e| e.ipv6_prefix_len),
         "IPAddress": text(first.and_then(|e| e.address).map(|a| a.to_string())),
         "IPPrefixLen": first.map_or(0, |e| e.prefix_len),
-        "IPv6Gateway": "",
+        "IPv6Gateway": text(first.and_then(|e| e.ipv6_gateway).map(|a| a.to_string())),
         "MacAddress": text(first.map(|e| e.mac.clone())),
         "Networks": networks(info),
     })
@@ -389,10 +390,11 @@ fn published(port: &PublishedPort) -> Value {
     json!({ "HostIp": port.host_ip.to_string(), "HostPort": port.host_port.to_string() })
 }
 
-/// The attachments; a container that does not run shows the network that it will be in.
+/// The attachments; a container that does not run shows the networks that it will be in.
 fn networks(info: &ContainerInfo) -> Value {
+    let owner = info.id.to_string();
     if !info.network.endpoints.is_empty() {
-        let write = |end: &Endpoint| (end.network.clone(), endpoint(end));
+        let write = |end: &Endpoint| (end.network.clone(), endpoint(&owner, end));
         return info
             .network
             .endpoints
@@ -403,39 +405,62 @@ fn networks(info: &ContainerInfo) -> Value {
     }
     match &info.network_mode {
         NetworkMode::Container(_) => json!({}),
+        NetworkMode::Named(_) => {
+            let wishes = info.config.networks.iter();
+            wishes
+                .map(|wish| (wish.network.clone(), wished(wish)))
+                .collect::<Map<_, _>>()
+                .into()
+        }
         mode => {
             let empty = Endpoint {
                 network: mode.to_string(),
                 ..Endpoint::default()
             };
-            json!({ mode.to_string(): endpoint(&empty) })
+            json!({ mode.to_string(): endpoint(&owner, &empty) })
         }
     }
 }
 
-/// Writes one attachment.
-pub(crate) fn endpoint(end: &Endpoint) -> Value {
-    let text = |address: Option<std::net::Ipv4Addr>| {
-        address
-            .map(IpAddr::from)
-            .map(|a| a.to_string())
-            .unwrap_or_default()
+/// An attachment that the next start will ask for.
+fn wished(wish: &AttachmentWish) -> Value {
+    let to_be = Endpoint {
+        network: wish.network.clone(),
+        aliases: wish.aliases.clone(),
+        ..Endpoint::default()
+    };
+    let mut out = endpoint("", &to_be);
+    if let Some(address) = wish.ipv4 {
+        out["IPAMConfig"] = json!({ "IPv4Address": address.to_string() });
+    }
+    out
+}
+
+/// Writes one attachment of `owner`.
+fn endpoint(owner: &str, end: &Endpoint) -> Value {
+    fn text<T: ToString>(address: Option<T>) -> String {
+        address.map(|a| a.to_string()).unwrap_or_default()
+    }
+    let id = if end.address.is_some() {
+        endpoint_id(owner, &end.network_id)
+    } else {
+        String::new()
     };
     json!({
         "IPAMConfig": null,
         "Links": null,
-        "Aliases": null,
+        "Aliases": if end.aliases.is_empty() { Value::Null } else { json!(end.aliases) },
         "MacAddress": end.mac,
         "DriverOpts": null,
         "GwPriority": 0,
-        "NetworkID": "",
-        "EndpointID": "",
+        "NetworkID": end.network_id,
+        "EndpointID": id,
         "Gateway": text(end.gateway),
         "IPAddress": text(end.address),
         "IPPrefixLen": end.prefix_len,
-        "IPv6Gateway": "",
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
+        "IPv6Gateway": text(end.ipv6_gateway),
+        "GlobalIPv6Address": text(end.ipv6),
+        "GlobalIPv6PrefixLen": end.ipv6_prefix_len,
         "DNSNames": null,
     })
 }

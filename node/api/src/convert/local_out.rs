@@ -1,6 +1,6 @@
 //! Writes what belongs to this node alone: volumes, networks, statistics, events, facts.
 
-use super::container_out::endpoint;
+use super::network_out::endpoint_id;
 use crate::ops::LocalNode;
 use crate::time::rfc3339;
 use serde_json::{Map, Value, json};
@@ -54,7 +54,7 @@ pub(crate) fn network(info: &NetworkInfo) -> Value {
             let address = end.address.map(|a| format!("{a}/{}", end.prefix_len));
             let value = json!({
                 "Name": name,
-                "EndpointID": endpoint(end)["EndpointID"],
+                "EndpointID": endpoint_id(&id.to_string(), &end.network_id),
                 "MacAddress": end.mac,
                 "IPv4Address": address.unwrap_or_default(),
                 "IPv6Address": "",
@@ -206,7 +206,7 @@ pub(crate) fn info(info: &EngineInfo, local: &LocalNode, version: &str, now: Tim
         "DriverStatus": [["Backing", "overlayfs"]],
         "Plugins": {
             "Volume": ["local"],
-            "Network": ["bridge", "host", "null"],
+            "Network": ["bridge", "host", "null", "overlay"],
             "Authorization": null,
             "Log": ["json-file", "none"],
         },

@@ -7,6 +7,8 @@ pub(crate) mod container_out;
 pub(crate) mod host_in;
 pub(crate) mod image_out;
 pub(crate) mod local_out;
+pub(crate) mod network_in;
+pub(crate) mod network_out;
 pub(crate) mod node;
 pub(crate) mod service_in;
 pub(crate) mod service_out;

@@ -3,6 +3,7 @@
 //! What [`super::service_out`] writes, this reads back to the same spec, so that a client may read, modify and write.
 
 use super::common;
+use super::network_in::{self, NamedNetwork};
 use crate::error::ApiResult;
 use crate::fields::Fields;
 use shoal_model::resources::ResourceRequirements;
@@ -11,14 +12,25 @@ use shoal_model::spec::{
     Placement, Platform, PortConfig, Protocol, PublishMode, RestartCondition, RestartPolicy,
     UpdateConfig, UpdateOrder,
 };
-use shoal_model::{ContainerSpec, Labels, Resources, ServiceMode, ServiceSpec, TaskSpec};
+use shoal_model::{
+    ContainerSpec, Labels, NetworkId, Resources, ServiceMode, ServiceSpec, TaskSpec,
+};
 
 /// Label of a service that carries what Docker's spec has no field for: `stop` or `keep`.
 pub(crate) const LABEL_ON_PARTITION: &str = "shoal.on-partition";
 /// Label of a service or of the cluster with the silence after which tasks are replaced: `3s`.
 pub(crate) const LABEL_DOWN_LIMIT: &str = "shoal.down-limit";
+/// Label of a service with how long connections of one client go to one task: `30s`.
+pub(crate) const LABEL_STICKY: &str = "shoal.sticky";
+/// Begins the labels of a service about one published port: `shoal.publish.80:8080/tcp.addr`.
+pub(crate) const LABEL_PUBLISH: &str = "shoal.publish.";
+/// Ends the label with the nodes' addresses that a port is published on.
+pub(crate) const PUBLISH_ADDR: &str = ".addr";
+/// Ends the label with the clients that may connect to a port.
+pub(crate) const PUBLISH_ALLOW: &str = ".allow";
 
-const NO_OVERLAY: &str = "overlay networks are not supported yet";
+const MS_PER_S: u64 = 1_000;
+
 const NO_SECRETS: &str = "secrets and configs are not supported yet";
 
 /// Words of `FailureAction`.
@@ -44,25 +56,121 @@ pub(crate) const ENDPOINT_MODES: [(&str, EndpointMode); 2] = [
     ("dnsrr", EndpointMode::DnsRoundRobin),
 ];
 
+/// A spec as it was read: which networks of the cluster it names is not known yet.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ReadSpec {
+    spec: ServiceSpec,
+    networks: Vec<NamedNetwork>,
+}
+
+impl ReadSpec {
+    /// It names networks, so the cluster's are needed.
+    pub(crate) fn names_networks(&self) -> bool {
+        !self.networks.is_empty()
+    }
+
+    /// The spec with its networks found among those of the cluster.
+    pub(crate) fn resolve(self, known: &[(NetworkId, String)]) -> ApiResult<ServiceSpec> {
+        let mut spec = self.spec;
+        spec.task.networks = network_in::resolve(&self.networks, known)?;
+        Ok(spec)
+    }
+}
+
 /// Reads the body of a service's creation or change.
-pub(crate) fn service_spec(mut body: Fields) -> ApiResult<ServiceSpec> {
+pub(crate) fn service_spec(mut body: Fields) -> ApiResult<ReadSpec> {
     let mut labels = body.labels("Labels")?;
     let on_partition = take_on_partition(&body, &mut labels)?;
     let down_limit_ms = take_ms(&body, &mut labels, LABEL_DOWN_LIMIT)?;
+    let mut endpoint = endpoint_spec(body.object_or_empty("EndpointSpec")?)?;
+    endpoint.sticky_s = take_sticky(&body, &mut labels)?;
+    take_publish(&body, &mut labels, &mut endpoint.ports)?;
+    let (task, mut networks) = task_spec(body.object_or_empty("TaskTemplate")?)?;
+    // The place where they stood before version 1.25.
+    let old_place = network_in::named_networks(&mut body, "Networks")?;
+    if networks.is_empty() {
+        networks = old_place;
+    }
     let spec = ServiceSpec {
         name: body.string("Name")?,
         labels,
-        task: task_spec(body.object_or_empty("TaskTemplate")?)?,
+        task,
         mode: mode(body.object_or_empty("Mode")?)?,
         update: update_config(body.object("UpdateConfig")?)?,
         rollback: update_config(body.object("RollbackConfig")?)?,
-        endpoint: endpoint_spec(body.object_or_empty("EndpointSpec")?)?,
+        endpoint,
         on_partition,
         down_limit_ms,
     };
-    body.refuse(&[("Networks", NO_OVERLAY)])?;
     body.done()?;
-    Ok(spec)
+    Ok(ReadSpec { spec, networks })
+}
+
+fn take_sticky(body: &Fields, labels: &mut Labels) -> ApiResult<Option<u32>> {
+    let Some(ms) = take_ms(body, labels, LABEL_STICKY)? else {
+        return Ok(None);
+    };
+    let whole = (ms % MS_PER_S == 0).then_some(ms / MS_PER_S);
+    whole
+        .and_then(|seconds| u32::try_from(seconds).ok())
+        .map(Some)
+        .ok_or_else(|| {
+            let reason = "expected whole seconds, such as 30s or 10m";
+            body.error(&format!("Labels.{LABEL_STICKY}"), reason)
+        })
+}
+
+/// What a label about a port calls it.
+pub(crate) fn port_key(port: &PortConfig) -> String {
+    let protocol = port.protocol.as_str();
+    format!("{}:{}/{protocol}", port.published, port.target)
+}
+
+/// Takes the addresses and clients of published ports out of the labels.
+fn take_publish(body: &Fields, labels: &mut Labels, ports: &mut [PortConfig]) -> ApiResult<()> {
+    let names: Vec<String> = labels
+        .keys()
+        .filter(|name| name.starts_with(LABEL_PUBLISH))
+        .cloned()
+        .collect();
+    for name in names {
+        let Some(text) = labels.remove(&name) else {
+            continue;
+        };
+        let field = format!("Labels.{name}");
+        let rest = name.strip_prefix(LABEL_PUBLISH).unwrap_or_default();
+        let (key, is_addr) = match (
+            rest.strip_suffix(PUBLISH_ADDR),
+            rest.strip_suffix(PUBLISH_ALLOW),
+        ) {
+            (Some(key), _) => (key, true),
+            (None, Some(key)) => (key, false),
+            (None, None) => {
+                let reason =
+                    format!("expected the name to end in {PUBLISH_ADDR} or {PUBLISH_ALLOW}");
+                return Err(body.error(&field, reason));
+            }
+        };
+        let blocks = text
+            .split(',')
+            .map(|text| network_in::block(text.trim()))
+            .collect::<Option<Vec<_>>>();
+        let Some(blocks) = blocks else {
+            let reason = format!("`{text}`: expected addresses or blocks such as 10.0.0.0/8");
+            return Err(body.error(&field, reason));
+        };
+        let mut known = ports.iter_mut().filter(|port| port_key(port) == key);
+        let Some(port) = known.next() else {
+            let reason = "the service publishes no such port: remove the label";
+            return Err(body.error(&field, reason));
+        };
+        if is_addr {
+            port.addrs = blocks;
+        } else {
+            port.allow = blocks;
+        }
+    }
+    Ok(())
 }
 
 fn take_on_partition(body: &Fields, labels: &mut Labels) -> ApiResult<Option<OnPartition>> {
@@ -119,7 +227,7 @@ fn mode(mut fields: Fields) -> ApiResult<ServiceMode> {
     Ok(mode)
 }
 
-fn task_spec(mut fields: Fields) -> ApiResult<TaskSpec> {
+fn task_spec(mut fields: Fields) -> ApiResult<(TaskSpec, Vec<NamedNetwork>)> {
     let runtime = fields.string("Runtime")?;
     if !matches!(runtime.as_str(), "" | "container") {
         return Err(fields.error(
@@ -147,13 +255,16 @@ fn task_spec(mut fields: Fields) -> ApiResult<TaskSpec> {
         force_update: fields.int("ForceUpdate")?,
         networks: Vec::new(),
     };
+    let networks = network_in::named_networks(&mut fields, "Networks")?;
     fields.refuse(&[
-        ("Networks", NO_OVERLAY),
         ("PluginSpec", "plugins are not supported"),
-        ("NetworkAttachmentSpec", NO_OVERLAY),
+        (
+            "NetworkAttachmentSpec",
+            "containers are attached without a task: `run --network`",
+        ),
     ])?;
     fields.done()?;
-    Ok(spec)
+    Ok((spec, networks))
 }
 
 fn container_spec(mut fields: Fields) -> ApiResult<ContainerSpec> {
@@ -377,10 +488,6 @@ fn port(mut fields: Fields) -> ApiResult<PortConfig> {
     };
     if port.target == 0 {
         return Err(fields.error("TargetPort", "expected a port from 1 to 65535"));
-    }
-    if port.mode == PublishMode::Ingress {
-        let reason = "`ingress` is not supported yet: use `host` (--publish mode=host,…)";
-        return Err(fields.error("PublishMode", reason));
     }
     fields.done()?;
     Ok(port)

@@ -2,12 +2,13 @@
 
 use super::common;
 use super::service_in::{
-    ENDPOINT_MODES, FAILURE_ACTIONS, LABEL_DOWN_LIMIT, LABEL_ON_PARTITION, RESTART_CONDITIONS,
-    UPDATE_ORDERS,
+    ENDPOINT_MODES, FAILURE_ACTIONS, LABEL_DOWN_LIMIT, LABEL_ON_PARTITION, LABEL_PUBLISH,
+    LABEL_STICKY, PUBLISH_ADDR, PUBLISH_ALLOW, RESTART_CONDITIONS, UPDATE_ORDERS, port_key,
 };
 use crate::time::rfc3339;
 use serde_json::{Value, json};
 use shoal_model::control::ServiceView;
+use shoal_model::network::{NetworkAttachment, ServiceVip};
 use shoal_model::service::UpdateStatus;
 use shoal_model::spec::{
     OnPartition, Placement, PortConfig, PublishMode, RestartPolicy, UpdateConfig,
@@ -34,8 +35,17 @@ pub(crate) fn service(view: &ServiceView, detail: ServiceDetail) -> Value {
         spec["TaskTemplate"]["ContainerSpec"]["StopGracePeriod"] = json!(STOP_GRACE_DEFAULT_NS);
     }
     let mut endpoint = json!({ "Spec": spec["EndpointSpec"] });
-    if !service.spec.endpoint.ports.is_empty() {
-        endpoint["Ports"] = ports(&service.spec.endpoint.ports);
+    // Those of the object have the numbers that were chosen.
+    let published = if service.ports.is_empty() {
+        &service.spec.endpoint.ports
+    } else {
+        &service.ports
+    };
+    if !published.is_empty() {
+        endpoint["Ports"] = ports(published);
+    }
+    if !service.vips.is_empty() {
+        endpoint["VirtualIPs"] = service.vips.iter().flat_map(virtual_ips).collect();
     }
     let mut out = json!({ "ID": service.id.to_string(), "Spec": spec, "Endpoint": endpoint });
     common::put_meta(&mut out, &service.meta);
@@ -51,6 +61,16 @@ pub(crate) fn service(view: &ServiceView, detail: ServiceDetail) -> Value {
             "DesiredTasks": view.desired_tasks,
             "CompletedTasks": 0,
         });
+    }
+    out
+}
+
+/// A virtual address has no neighbours: every one is a block of its own.
+fn virtual_ips(vip: &ServiceVip) -> Vec<Value> {
+    let id = vip.network_id.to_string();
+    let mut out = vec![json!({ "NetworkID": id, "Addr": format!("{}/32", vip.ipv4) })];
+    if let Some(ipv6) = vip.ipv6 {
+        out.push(json!({ "NetworkID": id, "Addr": format!("{ipv6}/128") }));
     }
     out
 }
@@ -100,6 +120,18 @@ fn service_labels(spec: &ServiceSpec) -> Labels {
     if let Some(ms) = spec.down_limit_ms {
         labels.insert(LABEL_DOWN_LIMIT.to_owned(), format!("{ms}ms"));
     }
+    if let Some(seconds) = spec.endpoint.sticky_s {
+        labels.insert(LABEL_STICKY.to_owned(), format!("{seconds}s"));
+    }
+    for port in &spec.endpoint.ports {
+        let key = port_key(port);
+        for (blocks, end) in [(&port.addrs, PUBLISH_ADDR), (&port.allow, PUBLISH_ALLOW)] {
+            if !blocks.is_empty() {
+                let blocks: Vec<String> = blocks.iter().map(ToString::to_string).collect();
+                labels.insert(format!("{LABEL_PUBLISH}{key}{end}"), blocks.join(","));
+            }
+        }
+    }
     labels
 }
 
@@ -126,8 +158,19 @@ pub(crate) fn task_spec(spec: &TaskSpec) -> Value {
     if spec.resources.pids_limit != 0 {
         out["Resources"]["Limits"]["Pids"] = json!(spec.resources.pids_limit);
     }
+    if !spec.networks.is_empty() {
+        out["Networks"] = spec.networks.iter().map(network).collect();
+    }
     if let Some(driver) = &spec.log_driver {
         out["LogDriver"] = json!({ "Name": driver.name, "Options": driver.options });
+    }
+    out
+}
+
+fn network(attachment: &NetworkAttachment) -> Value {
+    let mut out = json!({ "Target": attachment.network_id.to_string() });
+    if !attachment.aliases.is_empty() {
+        out["Aliases"] = json!(attachment.aliases);
     }
     out
 }

@@ -1,13 +1,16 @@
 //! Writes tasks.
 
 use super::common;
+use super::network_out;
 use super::service_out;
 use crate::time::{rfc3339, rfc3339_or_never};
 use serde_json::{Value, json};
-use shoal_model::{Task, TaskState, TaskStatus};
+use shoal_model::network::Network;
+use shoal_model::{NetworkId, Task, TaskState, TaskStatus};
+use std::collections::BTreeMap;
 
-/// Writes a task. What Docker has no field for stands under `Shoal`.
-pub(crate) fn task(task: &Task) -> Value {
+/// Writes a task, with the networks that it is in. What Docker has no field for stands under `Shoal`.
+pub(crate) fn task(task: &Task, networks: &BTreeMap<NetworkId, Network>) -> Value {
     let mut out = json!({
         "ID": task.id.to_string(),
         "Name": task.name(),
@@ -28,6 +31,9 @@ pub(crate) fn task(task: &Task) -> Value {
     }
     if let Some(node_id) = task.node_id {
         out["NodeID"] = json!(node_id.to_string());
+    }
+    if !task.endpoints.is_empty() {
+        out["NetworksAttachments"] = network_out::attachments(&task.endpoints, networks);
     }
     out
 }

@@ -4,6 +4,7 @@ mod archive;
 mod container_io;
 mod containers;
 mod images;
+mod networks;
 mod nodes;
 mod services;
 mod shoal;
@@ -24,6 +25,7 @@ pub(crate) fn router(api: Api) -> Router {
         .merge(container_io::routes())
         .merge(containers::routes())
         .merge(images::routes())
+        .merge(networks::routes())
         .merge(nodes::routes())
         .merge(services::routes())
         .merge(shoal::routes())

@@ -4,6 +4,7 @@ use crate::cluster::{self, ask, tell, unexpected};
 use crate::convert::service_in;
 use crate::convert::service_out::{self, ServiceDetail};
 use crate::error::{ApiError, ApiResult};
+use crate::fields::Fields;
 use crate::request::{Filters, JsonBody, Params, labels_match, passes};
 use crate::server::Api;
 use axum::extract::{Path, State};
@@ -14,7 +15,7 @@ use base64::Engine as _;
 use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use shoal_model::control::{ControlRequest, ControlResponse, ServiceView};
-use shoal_model::{ServiceId, ServiceMode};
+use shoal_model::{ServiceId, ServiceMode, ServiceSpec};
 
 /// Digits of the id in the name of a service that the user has not named.
 const GENERATED_NAME_DIGITS: usize = 12;
@@ -61,7 +62,7 @@ fn matches(view: &ServiceView, filters: &Filters) -> bool {
 async fn create(State(api): State<Api>, headers: HeaderMap, JsonBody(body): JsonBody) -> ApiResult {
     refuse_credentials(&headers)?;
     cluster::require_manager(&api)?;
-    let mut spec = Box::new(service_in::service_spec(body)?);
+    let mut spec = Box::new(read_spec(&api, body).await?);
     let id = ServiceId::from_bits(rand::random());
     if spec.name.is_empty() {
         spec.name = format!("service-{}", &id.to_string()[..GENERATED_NAME_DIGITS]);
@@ -73,6 +74,20 @@ async fn create(State(api): State<Api>, headers: HeaderMap, JsonBody(body): Json
         }
         other => Err(unexpected(&other)),
     }
+}
+
+/// Reads a spec and finds the networks that it names.
+async fn read_spec(api: &Api, body: Fields) -> ApiResult<ServiceSpec> {
+    let read = service_in::service_spec(body)?;
+    let known = if read.names_networks() {
+        let views = cluster::networks(api).await?.into_iter();
+        views
+            .map(|view| (view.network.id, view.network.spec.name))
+            .collect()
+    } else {
+        Vec::new()
+    };
+    read.resolve(&known)
 }
 
 /// Credentials can't reach the nodes yet; dropped in silence they would make a pull fail without a reason.
@@ -139,7 +154,7 @@ async fn update(
         return Err(ApiError::field("registryAuthFrom", reason));
     }
     cluster::require_manager(&api)?;
-    let spec = Box::new(service_in::service_spec(body)?);
+    let spec = Box::new(read_spec(&api, body).await?);
     let id = cluster::service(&api, &id).await?.service.id;
     let request = ControlRequest::UpdateService {
         id,

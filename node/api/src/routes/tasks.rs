@@ -16,8 +16,9 @@ use futures_util::{StreamExt, future};
 use serde_json::Value;
 use shoal_engine::StdStream;
 use shoal_model::control::{LogLine, LogsRequest, NodeView};
+use shoal_model::network::Network;
 use shoal_model::rpc::RpcError;
-use shoal_model::{Labels, NodeId, ServiceId, Task, TaskId};
+use shoal_model::{Labels, NetworkId, NodeId, ServiceId, Task, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn routes() -> Router<Api> {
@@ -46,6 +47,7 @@ async fn list(State(api): State<Api>, params: Params) -> ApiResult {
         _ => None,
     };
     let tasks = cluster::tasks(&api, only(&services), None).await?;
+    let networks = networks_of(&api, &tasks).await?;
     let tasks: Vec<Value> = tasks
         .iter()
         .filter(|task| {
@@ -59,9 +61,20 @@ async fn list(State(api): State<Api>, params: Params) -> ApiResult {
                 .is_none_or(|ids| task.node_id.is_some_and(|id| ids.contains(&id)))
         })
         .filter(|task| matches(task, &filters))
-        .map(task_out::task)
+        .map(|task| task_out::task(task, &networks))
         .collect();
     Ok(Json(tasks).into_response())
+}
+
+/// The networks of the cluster, if one of the tasks is in any.
+async fn networks_of(api: &Api, tasks: &[Task]) -> ApiResult<BTreeMap<NetworkId, Network>> {
+    if tasks.iter().all(|task| task.endpoints.is_empty()) {
+        return Ok(BTreeMap::new());
+    }
+    let networks = cluster::networks(api).await?.into_iter();
+    Ok(networks
+        .map(|view| (view.network.id, view.network))
+        .collect())
 }
 
 /// The services that the filter names by id or name; `None` without the filter.
@@ -105,7 +118,8 @@ fn matches(task: &Task, filters: &Filters) -> bool {
 
 async fn inspect(State(api): State<Api>, Path(id): Path<String>) -> ApiResult {
     let task = cluster::task(&api, &id).await?;
-    Ok(Json(task_out::task(&task)).into_response())
+    let networks = networks_of(&api, std::slice::from_ref(&task)).await?;
+    Ok(Json(task_out::task(&task, &networks)).into_response())
 }
 
 async fn task_logs(State(api): State<Api>, Path(id): Path<String>, params: Params) -> ApiResult {

@@ -1,7 +1,7 @@
-//! Volumes and networks of this node.
+//! Volumes of this node.
 
 use crate::convert::local_out;
-use crate::error::{ApiError, ApiResult};
+use crate::error::ApiResult;
 use crate::request::{JsonBody, Params};
 use crate::server::Api;
 use axum::extract::{Path, State};
@@ -12,21 +12,12 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use shoal_engine::VolumeCreate;
 
-const NO_NETWORKS: &str =
-    "user-defined networks are not supported yet: use bridge, host, none or container:NAME";
-
 pub(super) fn routes() -> Router<Api> {
     Router::new()
         .route("/volumes", get(list))
         .route("/volumes/create", post(create))
         .route("/volumes/prune", post(prune))
         .route("/volumes/{name}", get(inspect).delete(remove))
-        .route("/networks", get(networks))
-        .route("/networks/create", post(no_networks))
-        .route("/networks/prune", post(prune_networks))
-        .route("/networks/{id}", get(network).delete(remove_network))
-        .route("/networks/{id}/connect", post(no_networks))
-        .route("/networks/{id}/disconnect", post(no_networks))
 }
 
 async fn list(State(api): State<Api>, params: Params) -> ApiResult {
@@ -72,36 +63,4 @@ async fn prune(State(api): State<Api>, params: Params) -> ApiResult {
         "SpaceReclaimed": pruned.reclaimed_bytes,
     });
     Ok(Json(answer).into_response())
-}
-
-async fn networks(State(api): State<Api>, params: Params) -> ApiResult {
-    let known = ["name", "id", "driver", "type", "scope", "label", "dangling"];
-    let networks = api.engine.network_list(params.filters(&known)?).await?;
-    let networks: Vec<Value> = networks.iter().map(local_out::network).collect();
-    Ok(Json(networks).into_response())
-}
-
-async fn network(State(api): State<Api>, Path(id): Path<String>) -> ApiResult {
-    let network = api.engine.network_inspect(&id).await?;
-    Ok(Json(local_out::network(&network)).into_response())
-}
-
-async fn no_networks() -> ApiError {
-    ApiError::not_implemented(NO_NETWORKS)
-}
-
-/// There are only the three that belong to the engine.
-async fn remove_network(State(api): State<Api>, Path(id): Path<String>) -> ApiResult {
-    let network = api.engine.network_inspect(&id).await?;
-    Err(ApiError::new(
-        StatusCode::FORBIDDEN,
-        format!(
-            "{} is a pre-defined network and cannot be removed",
-            network.name
-        ),
-    ))
-}
-
-async fn prune_networks() -> ApiResult {
-    Ok(Json(json!({ "NetworksDeleted": null })).into_response())
 }
