@@ -38,6 +38,8 @@ pub enum Method {
     ControlWatch = 41,
     /// Logs of one container, from the node that runs it.
     TaskLogs = 60,
+    /// What the node can say of its ways to its peers.
+    NetCheck = 61,
 }
 
 /// Who may call a method.
@@ -53,7 +55,7 @@ pub enum Access {
 
 impl Method {
     /// All methods.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Join,
         Self::Readmit,
         Self::RenewCertificate,
@@ -70,6 +72,7 @@ impl Method {
         Self::Control,
         Self::ControlWatch,
         Self::TaskLogs,
+        Self::NetCheck,
     ];
 
     /// The one table of who may call what.
@@ -87,7 +90,8 @@ impl Method {
             | Self::RaftJoin
             | Self::Control
             | Self::ControlWatch
-            | Self::TaskLogs => Access::Manager,
+            | Self::TaskLogs
+            | Self::NetCheck => Access::Manager,
         }
     }
 

@@ -86,6 +86,8 @@ pub struct OverlayAttached {
 pub struct OverlayInterface {
     /// Its network.
     pub network_id: NetworkId,
+    /// Name of the network.
+    pub network: String,
     /// Its name inside, `eth0`.
     pub name: String,
     /// Name of the host's end.
@@ -96,6 +98,10 @@ pub struct OverlayInterface {
     pub ipv4: Ipv4Addr,
     /// IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
+    /// Bits of the prefix of the network's IPv4 subnet.
+    pub prefix_len: u8,
+    /// Bits of the prefix of the network's IPv6 subnet; 0 without one.
+    pub ipv6_prefix_len: u8,
     /// Router.
     pub gateway: Ipv4Addr,
     /// IPv6 router.

@@ -40,7 +40,8 @@ impl RpcHandler for ControlHandler {
             | Method::RaftJoin
             | Method::Control
             | Method::ControlWatch
-            | Method::TaskLogs => {
+            | Method::TaskLogs
+            | Method::NetCheck => {
                 let work = async move { manager.handle(peer, method, stream).await };
                 if self.ordinary.spawn(work).await.is_err() {
                     tracing::debug!(?method, "a call ended with the runtime");

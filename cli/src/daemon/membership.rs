@@ -20,6 +20,7 @@ use shoal_model::node::NodeDescription;
 use shoal_model::rpc::{ErrorCode, Method, RpcError};
 use shoal_model::session::ManagerPeer;
 use shoal_model::{Cluster, NodeId, NodeRole, Resources};
+use shoal_overlay_net::PeerCheck;
 use shoal_transport::files::{FilesError, IdentityFiles};
 use shoal_transport::{CallError, Connector, Expect, Identity, JoinToken, NodeKey, ca, call, join};
 use std::net::{IpAddr, SocketAddr};
@@ -27,6 +28,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, RwLock};
+
+/// Longest time for a node to say what it knows of its ways to its peers.
+const NET_CHECK_MAX: Duration = Duration::from_secs(3);
 
 /// Port of the control channel when none is given.
 const CONTROL_PORT: u16 = 2377;
@@ -541,6 +545,33 @@ impl ClusterOps for Membership {
             .await
             .map_err(|err| unreachable(&err))?;
         Ok(logs::frames(stream))
+    }
+
+    async fn net_check(
+        &self,
+        node_id: NodeId,
+        addr: SocketAddr,
+    ) -> Result<Vec<PeerCheck>, RpcError> {
+        let joined = self.current().await?;
+        if node_id == joined.node_id {
+            return task_logs::net_check(&self.engine).await;
+        }
+        let expect = Expect::Node(node_id);
+        let asked = call(
+            &joined.ports.calls,
+            addr,
+            expect,
+            Method::NetCheck,
+            &(),
+            NET_CHECK_MAX,
+        );
+        asked.await.map_err(|err| match err {
+            CallError::Remote(err) => err,
+            err => {
+                let text = format!("node `{node_id}` does not answer: {}", chain(&err));
+                RpcError::new(ErrorCode::Unavailable, text)
+            }
+        })
     }
 
     fn join_token(&self, cluster: &Cluster, role: NodeRole) -> String {

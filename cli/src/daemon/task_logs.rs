@@ -1,4 +1,4 @@
-//! Logs of the tasks that this node runs, for the API of any manager.
+//! What a node tells the API of any manager: logs of the tasks that it runs, its ways to its peers.
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -8,6 +8,7 @@ use shoal_engine::{EngineHandle, ListFilter, LogOptions, StdStream};
 use shoal_model::control::{LogLine, LogsRequest};
 use shoal_model::rpc::{ErrorCode, Method, RpcError};
 use shoal_model::{Labels, TaskId};
+use shoal_overlay_net::PeerCheck;
 use shoal_transport::{Peer, RpcHandler, RpcStream, StreamError};
 use std::collections::BTreeMap;
 
@@ -42,14 +43,29 @@ impl LogsHandler {
 
 #[async_trait]
 impl RpcHandler for LogsHandler {
-    async fn handle(&self, peer: Peer, method: Method, stream: RpcStream) {
-        if method != Method::TaskLogs {
-            return super::handler::refuse(stream, "this is the port for bulk transfers").await;
-        }
+    async fn handle(&self, peer: Peer, method: Method, mut stream: RpcStream) {
+        let served = match method {
+            Method::TaskLogs => self.serve(stream).await,
+            Method::NetCheck => stream.reply(&net_check(&self.engine).await).await,
+            _ => {
+                return super::handler::refuse(stream, "this is the port for bulk transfers").await;
+            }
+        };
         // A broken stream concerns its caller only, who knows.
-        if let Err(err) = self.serve(stream).await {
-            tracing::debug!(addr = %peer.addr, err = %super::chain(&err), "a log transfer ended early");
+        if let Err(err) = served {
+            tracing::debug!(addr = %peer.addr, err = %super::chain(&err), "a bulk transfer ended early");
         }
+    }
+}
+
+/// This node's ways to its peers.
+pub(crate) async fn net_check(engine: &EngineHandle) -> Result<Vec<PeerCheck>, RpcError> {
+    match engine.overlay() {
+        Some(overlay) => Ok(overlay.check().await),
+        None => Err(RpcError::new(
+            ErrorCode::Unavailable,
+            "the node has no overlay network now",
+        )),
     }
 }
 

@@ -38,7 +38,8 @@ impl RpcHandler for ManagerHandle {
             | Method::RaftJoin
             | Method::Control
             | Method::ControlWatch
-            | Method::TaskLogs => {}
+            | Method::TaskLogs
+            | Method::NetCheck => {}
         }
         let leads = self.parts.core.consensus.leadership().borrow().is_leader();
         let view = self.store().view();
@@ -94,7 +95,7 @@ impl ManagerHandle {
                 let error = RpcError::new(ErrorCode::InvalidArgument, "networks are not served");
                 stream.reply::<()>(&Err(error)).await
             }
-            (Method::TaskLogs, _) => {
+            (Method::TaskLogs | Method::NetCheck, _) => {
                 let error = RpcError::new(
                     ErrorCode::InvalidArgument,
                     "logs are served by the node that runs the task, not by its managers",

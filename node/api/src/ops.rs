@@ -8,6 +8,7 @@ use shoal_model::control::{
 use shoal_model::rpc::RpcError;
 use shoal_model::session::ManagerPeer;
 use shoal_model::{Availability, Cluster, ClusterId, ClusterSpec, NodeId, NodeRole};
+use shoal_overlay_net::PeerCheck;
 use std::net::{IpAddr, SocketAddr};
 
 /// Frames of an answer of the managers: one frame, or the pages of a list without the closing `End`.
@@ -124,6 +125,13 @@ pub trait ClusterOps: Send + Sync + 'static {
         addr: SocketAddr,
         request: LogsRequest,
     ) -> Result<BoxStream<'static, Result<LogLine, RpcError>>, RpcError>;
+
+    /// Asks the node at `addr` (its bulk port) for its ways to its peers.
+    async fn net_check(
+        &self,
+        node_id: NodeId,
+        addr: SocketAddr,
+    ) -> Result<Vec<PeerCheck>, RpcError>;
 
     /// The text of a join token: digest of the cluster's root certificate and the role's secret.
     fn join_token(&self, cluster: &Cluster, role: NodeRole) -> String;

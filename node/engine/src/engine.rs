@@ -10,6 +10,7 @@ use crate::event_bus::EventBus;
 use crate::host::{self, HostFacts};
 use crate::images::ImageActor;
 use crate::info::ContainerStatus;
+use crate::network::overlay::Overlay;
 use crate::network::{NetworkActor, Networks};
 use crate::options::EngineOptions;
 use crate::supervisor::{Adopt, Supervisor};
@@ -60,6 +61,7 @@ impl Engine {
             runtime: runtime.clone(),
             images: images.clone(),
             networks,
+            overlay: Overlay::open(&options)?,
             supervisor: OnceLock::new(),
             containers_dir,
             accounts: Mutex::new(BTreeMap::new()),

@@ -4,6 +4,7 @@ use crate::disk::blocking;
 use crate::error::{EngineError, ErrorKind, Result, chain};
 use crate::event::Event;
 use crate::event_bus::{self, EventBus};
+use crate::network::overlay::Overlay;
 use crate::network::{NetworkActor, Networks};
 use crate::options::EngineOptions;
 use crate::rootfs::{Layers, Root};
@@ -26,6 +27,7 @@ pub(crate) struct Env {
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) images: ImageStore,
     pub(crate) networks: Networks,
+    pub(crate) overlay: Overlay,
     pub(crate) addresses: Addr<NetworkActor>,
     pub(crate) volumes: Addr<VolumeActor>,
     pub(crate) events: Addr<EventBus>,

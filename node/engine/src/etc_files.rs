@@ -1,6 +1,7 @@
 //! The three files of /etc that a container gets from the engine: hostname, hosts, resolv.conf.
 
 use crate::config::ContainerConfig;
+use shoal_overlay_net::DnsOptions;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
@@ -14,7 +15,7 @@ const RESOLV_BYTES_MAX: usize = 64 << 10;
 pub(crate) fn hosts(
     config: &ContainerConfig,
     hostname: &str,
-    address: Option<Ipv4Addr>,
+    addresses: &[IpAddr],
     host_gateway: Option<Ipv4Addr>,
 ) -> String {
     let mut text = String::from(
@@ -30,7 +31,7 @@ pub(crate) fn hosts(
             text.push_str(&format!("{address}\t{name}\n"));
         }
     }
-    if let Some(address) = address {
+    for address in addresses {
         let full = if config.domainname.is_empty() {
             hostname.to_owned()
         } else {
@@ -96,6 +97,37 @@ pub(crate) fn resolv_conf(config: &ContainerConfig, host: &str, own_network: boo
     text
 }
 
+/// Resolver settings of a container in networks of the cluster: the user's, else the host's.
+pub(crate) fn overlay_dns(config: &ContainerConfig, host: &str) -> DnsOptions {
+    let words = |key: &str| -> Vec<String> {
+        let line = host.lines().map(str::trim).rfind(|line| {
+            line.strip_prefix(key)
+                .is_some_and(|rest| rest.starts_with([' ', '\t']))
+        });
+        let words = line.into_iter().flat_map(|line| line.split_whitespace());
+        words.skip(1).map(str::to_owned).collect()
+    };
+    let search = match config.host.dns_search.as_slice() {
+        [] => words("search"),
+        [dot] if dot == "." => Vec::new(),
+        own => own.to_vec(),
+    };
+    let options = match config.host.dns_options.as_slice() {
+        // How many dots a name needs is a matter of the names in the container's networks.
+        [] => words("options")
+            .into_iter()
+            .filter(|option| !option.starts_with("ndots:"))
+            .collect(),
+        own => own.to_vec(),
+    };
+    let servers = config.host.dns.iter();
+    DnsOptions {
+        nameservers: servers.filter_map(|text| text.parse().ok()).collect(),
+        search,
+        options,
+    }
+}
+
 /// The host's resolv.conf; empty when it has none or it can't be read.
 pub(crate) fn read_host_resolv_conf(path: &Path) -> String {
     match std::fs::read_to_string(path) {
@@ -132,6 +164,23 @@ mod tests {
     }
 
     #[test]
+    fn names_of_networks_need_no_dots_whatever_the_host_says() {
+        let mut config = ContainerConfig::default();
+        let host = "nameserver 127.0.0.53\nsearch a.b c.d\noptions edns0 ndots:2\n";
+        let dns = overlay_dns(&config, host);
+        assert!(dns.nameservers.is_empty());
+        assert_eq!(dns.search, ["a.b", "c.d"]);
+        assert_eq!(dns.options, ["edns0"]);
+        config.host.dns = vec!["9.9.9.9".to_owned()];
+        config.host.dns_search = vec![".".to_owned()];
+        config.host.dns_options = vec!["ndots:2".to_owned()];
+        let dns = overlay_dns(&config, host);
+        assert_eq!(dns.nameservers, [IpAddr::from([9, 9, 9, 9])]);
+        assert!(dns.search.is_empty());
+        assert_eq!(dns.options, ["ndots:2"]);
+    }
+
+    #[test]
     fn the_users_resolver_settings_win() {
         let mut config = ContainerConfig::default();
         config.host.dns = vec!["1.2.3.4".to_owned()];
@@ -153,7 +202,7 @@ mod tests {
         let text = hosts(
             &config,
             "web",
-            Some(Ipv4Addr::new(172, 17, 0, 2)),
+            &[Ipv4Addr::new(172, 17, 0, 2).into()],
             Some(Ipv4Addr::new(172, 17, 0, 1)),
         );
         assert!(

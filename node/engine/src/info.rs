@@ -213,6 +213,8 @@ pub struct PublishedPort {
 pub struct NetworkSettings {
     /// Attachments; empty when it does not run on a bridge.
     pub endpoints: Vec<Endpoint>,
+    /// Its places in networks of the cluster, as the managers gave them out.
+    pub overlay: Vec<shoal_model::network::Endpoint>,
     /// Published ports.
     pub ports: Vec<PublishedPort>,
     /// Where its network namespace is pinned.

@@ -21,6 +21,7 @@ mod handle;
 mod host;
 mod images;
 pub mod info;
+mod join;
 mod list;
 mod merge;
 mod mounts;

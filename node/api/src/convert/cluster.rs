@@ -5,11 +5,20 @@ use super::service_in::{LABEL_DOWN_LIMIT, take_ms};
 use crate::error::ApiResult;
 use crate::fields::Fields;
 use base64::Engine as _;
+use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use shoal_model::{Cluster, ClusterSpec};
 
 /// Label of the cluster with how long an answered heartbeat is good for.
 const LABEL_LEASE: &str = "shoal.lease";
+/// Label of the cluster with where the nodes' addresses in the mesh are taken from.
+const LABEL_MESH_POOL: &str = "shoal.mesh-pool";
+/// Label of the cluster with the time after which a node changes its WireGuard key: `168h`.
+const LABEL_KEY_ROTATION: &str = "shoal.key-rotation";
+/// Longest and shortest prefix of a subnet that networks get by themselves.
+const SUBNET_SIZE_MIN: u8 = 8;
+const SUBNET_SIZE_MAX: u8 = 29;
+const MS_PER_S: u64 = 1_000;
 const NS_PER_MS: u64 = 1_000_000;
 const NS_PER_S: u64 = 1_000_000_000;
 /// Characters in a line of PEM.
@@ -24,6 +33,12 @@ pub(crate) fn cluster_spec(mut body: Fields, base: &ClusterSpec) -> ApiResult<Cl
     }
     if let Some(ms) = take_ms(&body, &mut labels, LABEL_DOWN_LIMIT)? {
         spec.down_limit_ms = ms;
+    }
+    if let Some(text) = labels.remove(LABEL_MESH_POOL) {
+        spec.mesh_pool = pool(&body, &format!("Labels.{LABEL_MESH_POOL}"), &text)?;
+    }
+    if let Some(ms) = take_ms(&body, &mut labels, LABEL_KEY_ROTATION)? {
+        spec.key_rotation_s = ms / MS_PER_S;
     }
     spec.labels = labels;
     let name = body.string("Name")?;
@@ -77,6 +92,53 @@ pub(crate) fn cluster_spec(mut body: Fields, base: &ClusterSpec) -> ApiResult<Cl
     Ok(spec)
 }
 
+/// Reads where subnets of networks come from, which is said once, when the cluster is made.
+pub(crate) fn address_pools(body: &mut Fields, spec: &mut ClusterSpec) -> ApiResult<()> {
+    let pools = body.strings("DefaultAddrPool")?;
+    let size: u8 = body.int("SubnetSize")?;
+    if size != 0 {
+        if !(SUBNET_SIZE_MIN..=SUBNET_SIZE_MAX).contains(&size) {
+            let reason =
+                format!("{size}: expected a length from {SUBNET_SIZE_MIN} to {SUBNET_SIZE_MAX}");
+            return Err(body.error("SubnetSize", reason));
+        }
+        spec.subnet_prefix_len = size;
+    }
+    if !pools.is_empty() {
+        spec.address_pools = pools
+            .iter()
+            .map(|text| pool(body, "DefaultAddrPool", text))
+            .collect::<ApiResult<_>>()?;
+    }
+    let too_small = spec
+        .address_pools
+        .iter()
+        .find(|pool| pool.prefix_len() > spec.subnet_prefix_len);
+    if let Some(pool) = too_small {
+        let reason = format!(
+            "{pool} is smaller than a subnet of length {}",
+            spec.subnet_prefix_len
+        );
+        return Err(body.error("DefaultAddrPool", reason));
+    }
+    Ok(())
+}
+
+fn pool(body: &Fields, field: &str, text: &str) -> ApiResult<Ipv4Net> {
+    let error = || {
+        body.error(
+            field,
+            format!("`{text}`: expected a block such as 10.20.0.0/16"),
+        )
+    };
+    let pool: Ipv4Net = text.parse().map_err(|_| error())?;
+    if pool.addr() == pool.network() {
+        Ok(pool)
+    } else {
+        Err(error())
+    }
+}
+
 fn non_zero(value: u64, place: &mut u64) {
     if value != 0 {
         *place = value;
@@ -94,6 +156,15 @@ fn spec(spec: &ClusterSpec) -> Value {
         labels.insert(
             LABEL_DOWN_LIMIT.to_owned(),
             format!("{}ms", spec.down_limit_ms),
+        );
+    }
+    if spec.mesh_pool != default.mesh_pool {
+        labels.insert(LABEL_MESH_POOL.to_owned(), spec.mesh_pool.to_string());
+    }
+    if spec.key_rotation_s != default.key_rotation_s {
+        labels.insert(
+            LABEL_KEY_ROTATION.to_owned(),
+            format!("{}s", spec.key_rotation_s),
         );
     }
     json!({
@@ -115,13 +186,15 @@ fn spec(spec: &ClusterSpec) -> Value {
 
 /// Writes the cluster as `GET /info` shows it: without its secrets.
 pub(crate) fn info(cluster: &Cluster) -> Value {
+    let pools = cluster.spec.address_pools.iter();
+    let pools: Vec<String> = pools.map(ToString::to_string).collect();
     let mut out = json!({
         "ID": cluster.id.to_string(),
         "Spec": spec(&cluster.spec),
         "TLSInfo": { "TrustRoot": pem(&cluster.root_ca.certificate_der) },
         "RootRotationInProgress": false,
-        "DefaultAddrPool": null,
-        "SubnetSize": 0,
+        "DefaultAddrPool": pools,
+        "SubnetSize": cluster.spec.subnet_prefix_len,
         "DataPathPort": 0,
     });
     common::put_meta(&mut out, &cluster.meta);

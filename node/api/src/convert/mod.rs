@@ -15,4 +15,6 @@ pub(crate) mod service_out;
 pub(crate) mod task_out;
 
 #[cfg(test)]
+mod network_tests;
+#[cfg(test)]
 mod tests;

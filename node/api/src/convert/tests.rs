@@ -12,13 +12,16 @@ use shoal_engine::info::{Endpoint, NetworkSettings, PublishedPort};
 use shoal_engine::{ContainerConfig, ContainerInfo, ContainerState, ContainerStatus, NetworkMode};
 use shoal_model::cluster::{JoinSecret, Redacted, RootCa};
 use shoal_model::control::{NodeView, ServiceView};
+use shoal_model::network::NetworkAttachment;
 use shoal_model::node::{ManagerStatus, NodeDescription};
 use shoal_model::service::{UpdateState, UpdateStatus};
-use shoal_model::spec::{Healthcheck, Mount, MountKind, OnPartition, PublishMode, UpdateOrder};
+use shoal_model::spec::{
+    Healthcheck, Mount, MountKind, OnPartition, PortConfig, PublishMode, UpdateOrder,
+};
 use shoal_model::task::{ContainerStatus as TaskContainer, ExitRecord};
 use shoal_model::{
-    Availability, Cluster, ClusterSpec, ContainerId, Meta, Node, NodeRole, Service, ServiceMode,
-    ServiceSpec, Task, TaskState, TaskStatus, Timestamp, Version,
+    Availability, Cluster, ClusterSpec, ContainerId, Meta, NetworkId, Node, NodeRole, Service,
+    ServiceMode, ServiceSpec, Task, TaskState, TaskStatus, Timestamp, Version,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,12 +43,24 @@ fn fields(body: &Value) -> Fields {
     Fields::of(body.clone()).unwrap()
 }
 
+/// The networks of the cluster.
+fn known_networks() -> Vec<(NetworkId, String)> {
+    ["front", "back"]
+        .into_iter()
+        .zip(1..)
+        .map(|(name, bits)| (NetworkId::from_bits(bits), name.to_owned()))
+        .collect()
+}
+
 fn service_spec(body: &Value) -> ServiceSpec {
-    service_in::service_spec(fields(body)).unwrap_or_else(|err| panic!("{err}: {body}"))
+    service_in::service_spec(fields(body))
+        .and_then(|read| read.resolve(&known_networks()))
+        .unwrap_or_else(|err| panic!("{err}: {body}"))
 }
 
 fn refusal(body: &Value) -> String {
     service_in::service_spec(fields(body))
+        .and_then(|read| read.resolve(&known_networks()))
         .unwrap_err()
         .to_string()
 }
@@ -76,7 +91,7 @@ fn same(a: &Value, b: &Value) -> bool {
 }
 
 /// Every name that is written is one of Docker's type, and of the right kind.
-fn conforms<T: DeserializeOwned + Serialize>(written: &Value) {
+pub(super) fn conforms<T: DeserializeOwned + Serialize>(written: &Value) {
     let written = &without_second_names(written);
     let typed: T = serde_json::from_value(written.clone())
         .unwrap_or_else(|err| panic!("{}: {err}: {written}", std::any::type_name::<T>()));
@@ -207,6 +222,26 @@ fn full_service() -> ServiceSpec {
         },
     ];
     spec.endpoint.ports[0].name = "web".into();
+    spec.endpoint.sticky_s = Some(90);
+    spec.endpoint.ports.push(PortConfig {
+        target: 8080,
+        published: 80,
+        mode: PublishMode::Ingress,
+        addrs: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
+        allow: vec!["192.168.1.1/32".parse().unwrap()],
+        ..PortConfig::default()
+    });
+    // The order says which network published ports lead to.
+    spec.task.networks = vec![
+        NetworkAttachment {
+            network_id: NetworkId::from_bits(2),
+            aliases: vec!["db".into()],
+        },
+        NetworkAttachment {
+            network_id: NetworkId::from_bits(1),
+            aliases: Vec::new(),
+        },
+    ];
     spec
 }
 
@@ -257,16 +292,15 @@ fn what_is_not_understood_is_refused_by_name() {
         ),
         (
             with(&["TaskTemplate", "Networks"], json!([{"Target": "n"}])),
-            "field `TaskTemplate.Networks` is not supported: overlay networks are not supported yet",
+            "network n not found",
         ),
         (
             with(&["Mode"], json!({"ReplicatedJob": {}})),
             "invalid `Mode.ReplicatedJob`: jobs are not supported yet",
         ),
         (
-            with(&["EndpointSpec"], json!({"Ports": [{"TargetPort": 80}]})),
-            "invalid `EndpointSpec.Ports[0].PublishMode`: `ingress` is not supported yet: use `host` (--publish \
-             mode=host,…)",
+            with(&["TaskTemplate", "Networks"], json!([{"Target": "host"}])),
+            "invalid `TaskTemplate.Networks[0].Target`: `host`: services are attached to networks of the cluster only",
         ),
         (
             with(&["EndpointSpec"], json!({"Ports": [{"TargetPort": 70000}]})),
@@ -293,6 +327,17 @@ fn what_is_not_understood_is_refused_by_name() {
         (
             with(&["Labels"], json!({"shoal.on-partition": "panic"})),
             "invalid `Labels.shoal.on-partition`: `panic`: expected stop or keep",
+        ),
+        (
+            with(&["Labels"], json!({"shoal.sticky": "1500ms"})),
+            "invalid `Labels.shoal.sticky`: expected whole seconds, such as 30s or 10m",
+        ),
+        (
+            with(
+                &["Labels"],
+                json!({"shoal.publish.80:80/tcp.addr": "10.0.0.0/8"}),
+            ),
+            "invalid `Labels.shoal.publish.80:80/tcp.addr`: the service publishes no such port: remove the label",
         ),
     ] {
         assert_eq!(refusal(&body), expected);
@@ -347,7 +392,8 @@ fn what_a_container_can_not_have_is_refused_by_name() {
         ),
         (
             json!({"Image": "a", "NetworkingConfig": {"EndpointsConfig": {"mine": {}}}}),
-            "invalid `NetworkingConfig.EndpointsConfig.mine`: a container is in the network of its network mode only",
+            "invalid `NetworkingConfig.EndpointsConfig.mine`: a container is in the network of its network mode only, or \
+             in several of the cluster",
         ),
     ] {
         let err = container_in::container_config(fields(&body)).unwrap_err();
@@ -355,7 +401,7 @@ fn what_a_container_can_not_have_is_refused_by_name() {
     }
 }
 
-fn container() -> ContainerInfo {
+pub(super) fn container() -> ContainerInfo {
     let sent = sent();
     let body = &sent
         .iter()
@@ -392,6 +438,7 @@ fn container() -> ContainerInfo {
                 mac: "02:42:ac:11:00:02".into(),
                 ..Endpoint::default()
             }],
+            overlay: Vec::new(),
             ports: vec![PublishedPort {
                 container: "80/tcp".parse().unwrap(),
                 host_ip: [0, 0, 0, 0].into(),
@@ -518,7 +565,7 @@ fn tasks_are_written_in_dockers_types() {
         endpoints: Vec::new(),
         not_before: None,
     };
-    let mut written = task_out::task(&task);
+    let mut written = task_out::task(&task, &BTreeMap::new());
     let ours = written.as_object_mut().unwrap().remove("Shoal").unwrap();
     assert_eq!(ours["Exits"][0]["Reason"], "out of memory");
     conforms::<docker::Task>(&written);
@@ -588,6 +635,8 @@ fn the_cluster_is_written_and_read_in_dockers_types() {
             node_cert_expiry_s: 7_200,
             labels: BTreeMap::from([("a".into(), "b".into())]),
             name: "default".into(),
+            mesh_pool: "10.200.0.0/16".parse().unwrap(),
+            key_rotation_s: 3_600,
             ..ClusterSpec::default()
         },
         root_ca: RootCa {

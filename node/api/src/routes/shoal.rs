@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use axum::response::IntoResponse;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future};
 use http::StatusCode;
 use serde_json::json;
 use shoal_model::NodeRole;
@@ -25,6 +25,8 @@ pub(super) fn routes() -> Router<Api> {
         .route("/shoal/v1/volumes/{id}", delete(remove_volume))
         .route("/shoal/v1/tokens/rotate", post(rotate_token))
         .route("/shoal/v1/watch", get(watch))
+        .route("/shoal/v1/net/check", get(net_check))
+        .route("/shoal/v1/net/rotate-keys", post(rotate_keys))
         .route("/shoal/v1/debug/actors", get(debug))
 }
 
@@ -108,6 +110,46 @@ async fn watch(State(api): State<Api>, params: Params) -> ApiResult {
         Err(err) => Err(err.into()),
     });
     Ok(json_lines(&api, lines))
+}
+
+/// What the leader knows of every node's networks, and what every node says of its ways to its peers.
+async fn net_check(State(api): State<Api>) -> ApiResult {
+    let known = match ask(&api, ControlRequest::NetworkCheck).await? {
+        ControlResponse::NetworkCheck(known) => known,
+        other => return Err(unexpected(&other)),
+    };
+    let nodes = cluster::nodes(&api).await?;
+    let asked = nodes.iter().map(async |view| {
+        let id = view.node.id;
+        let description = view.node.description.as_ref();
+        let answer = match description.and_then(|description| description.bulk_addr) {
+            Some(addr) => api.cluster.net_check(id, addr).await,
+            None => Err(cluster::no_answer("its address is not known")),
+        };
+        let (peers, error) = match answer {
+            Ok(peers) => (peers, None),
+            Err(err) => (Vec::new(), Some(err.message)),
+        };
+        json!({
+            "NodeID": id,
+            "Name": view.node.display_name(),
+            "State": view.node.status.state.as_str(),
+            "Peers": peers,
+            "Error": error,
+        })
+    });
+    let checks = future::join_all(asked).await;
+    Ok(Json(json!({ "Nodes": known, "Checks": checks })).into_response())
+}
+
+/// New WireGuard keys on every node, or on the one that `node` names.
+async fn rotate_keys(State(api): State<Api>, params: Params) -> ApiResult {
+    let node_id = match params.get("node") {
+        Some(text) => Some(cluster::node(&api, text).await?.node.id),
+        None => None,
+    };
+    tell(&api, ControlRequest::RotateNetworkKeys { node_id }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn debug(State(api): State<Api>) -> ApiResult {

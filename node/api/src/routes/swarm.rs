@@ -19,8 +19,6 @@ use shoal_model::{ClusterSpec, NodeRole, Version};
 
 /// The port that Docker keeps for the data path; ours is WireGuard's.
 const DATA_PATH_PORT_DOCKER: u32 = 4789;
-/// Docker's default size of the subnets of overlay networks.
-const SUBNET_SIZE_DOCKER: u32 = 24;
 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
@@ -79,20 +77,15 @@ fn refuse_data_path(body: &mut Fields) -> ApiResult<()> {
 
 async fn init(State(api): State<Api>, JsonBody(mut body): JsonBody) -> ApiResult {
     refuse_data_path(&mut body)?;
-    let subnet_size: u32 = body.int("SubnetSize")?;
-    if !matches!(subnet_size, 0 | SUBNET_SIZE_DOCKER) {
-        return Err(body.error("SubnetSize", "overlay networks are not supported yet"));
-    }
-    body.refuse(&[
-        ("DefaultAddrPool", "overlay networks are not supported yet"),
-        ("AutoLockManagers", "autolock is not supported yet"),
-    ])?;
+    let mut base = ClusterSpec::default();
+    convert::address_pools(&mut body, &mut base)?;
+    body.refuse(&[("AutoLockManagers", "autolock is not supported yet")])?;
     let spec = body.object_or_empty("Spec")?;
     let options = InitOptions {
         listen_addr: body.string("ListenAddr")?,
         advertise_addr: body.string("AdvertiseAddr")?,
         force_new_cluster: body.bool("ForceNewCluster")?,
-        spec: convert::cluster_spec(spec, &ClusterSpec::default())?,
+        spec: convert::cluster_spec(spec, &base)?,
         availability: body
             .word("Availability", &AVAILABILITIES)?
             .unwrap_or_default(),

@@ -15,6 +15,7 @@ use shoal_model::{
     Availability, Cluster, ClusterId, ClusterSpec, Meta, Node, NodeId, NodeRole, NodeSpec,
     NodeState, NodeStatus, RaftNodeId, Service, ServiceId, Timestamp, Version,
 };
+use shoal_overlay_net::PeerCheck;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -291,6 +292,10 @@ impl ClusterOps for FakeCluster {
         _: SocketAddr,
         _: LogsRequest,
     ) -> Result<BoxStream<'static, Result<LogLine, RpcError>>, RpcError> {
+        Err(error(ErrorCode::Unavailable, "not reachable"))
+    }
+
+    async fn net_check(&self, _: NodeId, _: SocketAddr) -> Result<Vec<PeerCheck>, RpcError> {
         Err(error(ErrorCode::Unavailable, "not reachable"))
     }
 

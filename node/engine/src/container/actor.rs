@@ -193,6 +193,7 @@ impl ContainerActor {
             mounts: Arc::clone(&record.mounts),
             network: NetworkSettings {
                 endpoints: lease.endpoints(),
+                overlay: lease.overlay.map(|l| l.endpoints).unwrap_or_default(),
                 ports: lease.ports,
                 sandbox: lease.netns,
             },

@@ -278,7 +278,9 @@ async fn resolve_network(env: &Env, mode: &NetworkMode) -> Result<NetworkMode> {
             let entry = crate::supervisor::resolve(env, name).await?;
             Ok(NetworkMode::Container(entry.id.to_string()))
         }
-        NetworkMode::Named(name) => Err(start::named_network(name)),
+        NetworkMode::Named(name) if env.overlay.is_absent() => {
+            Err(EngineError::NoNetwork { name: name.clone() })
+        }
         other => Ok(other.clone()),
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod actor;
 pub(crate) mod archive;
+pub(crate) mod connect;
 pub(crate) mod create;
 pub(crate) mod exec;
 mod health;

@@ -4,6 +4,7 @@ use super::actor::ContainerParts;
 use super::create::VOLUME_NOTES;
 use super::record::{ContainerDir, ContainerRecord, Phase, StateRecord};
 use super::{lifecycle, restart};
+use crate::config::NetworkMode;
 use crate::disk::{self, Durability};
 use crate::env::Env;
 use crate::error::{EngineError, Result, chain};
@@ -204,7 +205,14 @@ async fn recover_one(env: &Arc<Env>, name: &str, path: PathBuf) -> Result<Option
     let existing = ShimHandle::attach_existing(&dir.bundle())
         .await
         .map_err(|err| super::start::runtime_error("find the shim of", id)(&err))?;
+    let before = state.phase;
     let shim = settle(env, id, existing, &mut state).await;
+    if shim.is_none()
+        && asks_for_addresses(&record)
+        && !matches!(before, Phase::Created | Phase::Exited)
+    {
+        env.overlay.returns.add(id).await?;
+    }
     if shim.is_none() && record.config.host.auto_remove {
         return hide(env, &record, &dir).map(|()| None);
     }
@@ -242,6 +250,11 @@ async fn recover_one(env: &Arc<Env>, name: &str, path: PathBuf) -> Result<Option
         lease,
     };
     Ok(Some(Found { parts, start }))
+}
+
+/// Each start of it asks the managers for addresses.
+fn asks_for_addresses(record: &ContainerRecord) -> bool {
+    matches!(record.network_mode, NetworkMode::Named(_))
 }
 
 /// A state that can't be read is that of a container that was never started: whatever runs of it is ended.

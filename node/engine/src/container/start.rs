@@ -1,14 +1,15 @@
 //! The way to a running container: a row of named steps, each undone if a later one fails.
 
+use super::connect::{Network, connect, make_network};
 use super::record::{ContainerDir, ContainerRecord, Phase, StateRecord};
 use super::streams::PendingAttach;
-use crate::config::{ContainerConfig, NamespaceMode, NetworkMode};
+use crate::config::{ContainerConfig, NamespaceMode};
 use crate::disk::{self, Durability, blocking};
 use crate::env::Env;
 use crate::error::{EngineError, Result, chain};
 use crate::etc_files;
-use crate::info::{Endpoint, MountPoint, MountPointKind};
-use crate::network::{Allocate, Lease, PortWish, ReleaseAddress};
+use crate::info::{MountPoint, MountPointKind};
+use crate::network::{Lease, ReleaseAddress};
 use crate::oci::{self, NetworkNamespace};
 use crate::rootfs::Layers;
 use crate::user::Identity;
@@ -39,10 +40,14 @@ pub(crate) struct Started {
 
 /// The steps that leave something behind, in order.
 #[derive(Debug)]
-enum Made {
+pub(crate) enum Made {
+    /// Addresses were asked for.
+    Asked,
     Namespace(PathBuf),
     Address,
     Link,
+    /// Interfaces in networks of the cluster.
+    Overlay,
     Ports,
     Shim(ShimHandle),
 }
@@ -70,6 +75,11 @@ async fn undo(env: &Env, id: &ContainerId, made: Vec<Made>) {
             Made::Ports => env.networks.unpublish(id).await,
             // The pair of links goes with its namespace.
             Made::Link => Ok(()),
+            Made::Overlay => {
+                env.overlay.detach(*id, false).await;
+                Ok(())
+            }
+            Made::Asked => env.overlay.returns.add(*id).await,
             Made::Address => env
                 .addresses
                 .send(ReleaseAddress(*id))
@@ -203,165 +213,8 @@ pub(crate) fn check_source(point: &MountPoint) -> Result<()> {
     }
 }
 
-/// The network as far as it is made.
-struct Network {
-    namespace: NetworkNamespace,
-    lease: Lease,
-    /// The address, when the container goes on the bridge.
-    address: Option<std::net::Ipv4Addr>,
-}
-
-async fn make_network(
-    env: &Arc<Env>,
-    record: &ContainerRecord,
-    made: &mut Vec<Made>,
-) -> Result<Network> {
-    let mut lease = Lease::default();
-    let mode = if record.config.network_disabled {
-        &NetworkMode::None
-    } else {
-        &record.network_mode
-    };
-    let (namespace, address) = match mode {
-        NetworkMode::Host => (NetworkNamespace::Host, None),
-        NetworkMode::Container(name) => {
-            let pid = running_pid(env, name, "join the network namespace of").await?;
-            (
-                NetworkNamespace::Path(format!("/proc/{pid}/ns/net").into()),
-                None,
-            )
-        }
-        NetworkMode::None | NetworkMode::Bridge => {
-            let path = env.networks.netns_path(&record.id);
-            env.networks.create_netns(&path).await?;
-            made.push(Made::Namespace(path.clone()));
-            lease.netns = Some(path.clone());
-            let address = if *mode == NetworkMode::Bridge {
-                let address = env.addresses.send(Allocate(record.id)).await??;
-                made.push(Made::Address);
-                Some(address)
-            } else {
-                None
-            };
-            (NetworkNamespace::Path(path), address)
-        }
-        NetworkMode::Named(name) => return Err(named_network(name)),
-    };
-    if let Some(address) = address {
-        lease.endpoint = Some(Endpoint {
-            network: "bridge".to_owned(),
-            network_id: env.networks.record.id.clone(),
-            address: Some(address),
-            prefix_len: env.networks.bridge.prefix_len,
-            gateway: Some(env.networks.bridge.gateway),
-            ..Endpoint::default()
-        });
-    }
-    Ok(Network {
-        namespace,
-        lease,
-        address,
-    })
-}
-
-/// User-defined networks are not there yet.
-pub(crate) fn named_network(name: &str) -> EngineError {
-    EngineError::NoSuch {
-        object: "network",
-        name: format!("{name} (this engine has bridge, host, none and container:NAME)"),
-    }
-}
-
-/// Connects the namespace and publishes the ports.
-async fn connect(
-    env: &Env,
-    record: &ContainerRecord,
-    network: &mut Network,
-    made: &mut Vec<Made>,
-) -> Result<()> {
-    let (Some(address), Some(netns)) = (network.address, network.lease.netns.clone()) else {
-        return Ok(());
-    };
-    let wishes = port_wishes(&record.config);
-    made.push(Made::Link);
-    let (attached, published) =
-        tokio::join!(env.networks.attach(&record.id, &netns, address), async {
-            if wishes.is_empty() {
-                Ok(Vec::new())
-            } else {
-                let published = env.networks.publish(&record.id, address, &wishes).await;
-                name_holder(env, published).await
-            }
-        });
-    if published.as_ref().is_ok_and(|ports| !ports.is_empty()) {
-        made.push(Made::Ports);
-    }
-    let (host_link, mac) = attached?;
-    network.lease.host_link = Some(host_link);
-    if let Some(endpoint) = &mut network.lease.endpoint {
-        endpoint.mac = mac;
-    }
-    network.lease.ports = published?;
-    Ok(())
-}
-
-/// The network knows containers by id only; users want the name too.
-async fn name_holder<T>(env: &Env, published: Result<T>) -> Result<T> {
-    let Err(EngineError::PortTaken {
-        address,
-        port,
-        holder,
-    }) = published
-    else {
-        return published;
-    };
-    let id = holder.trim_matches('`');
-    let holder = match id.parse::<ContainerId>() {
-        Ok(_) => match crate::supervisor::resolve(env, id).await {
-            Ok(entry) => format!("container {} ({id})", entry.info().name),
-            // It is being removed.
-            Err(_) => holder,
-        },
-        Err(_) => holder,
-    };
-    Err(EngineError::PortTaken {
-        address,
-        port,
-        holder,
-    })
-}
-
-fn port_wishes(config: &ContainerConfig) -> Vec<PortWish> {
-    let mut wishes = Vec::new();
-    for (container, bindings) in &config.host.port_bindings {
-        let default = [crate::config::PortBinding::default()];
-        let bindings = if bindings.is_empty() {
-            &default[..]
-        } else {
-            bindings
-        };
-        wishes.extend(bindings.iter().map(|binding| PortWish {
-            container: *container,
-            host_ip: binding.host_ip,
-            host_ports: binding.host_ports,
-        }));
-    }
-    if config.host.publish_all_ports {
-        let unbound = config
-            .exposed_ports
-            .iter()
-            .filter(|port| !config.host.port_bindings.contains_key(port));
-        wishes.extend(unbound.map(|container| PortWish {
-            container: *container,
-            host_ip: crate::config::PortBinding::default().host_ip,
-            host_ports: (0, 0),
-        }));
-    }
-    wishes
-}
-
 /// The process of another container, for joining its namespaces.
-async fn running_pid(env: &Env, name: &str, action: &str) -> Result<u32> {
+pub(crate) async fn running_pid(env: &Env, name: &str, action: &str) -> Result<u32> {
     let entry = crate::supervisor::resolve(env, name).await?;
     let info = entry.info();
     if info.state.pid == 0 {
@@ -438,7 +291,8 @@ async fn write_bundle(
         env, record, dir, ..
     } = input;
     let (env, record, dir) = (Arc::clone(env), Arc::clone(record), dir.clone());
-    let address = network.address;
+    let addresses = network.addresses();
+    let overlay_resolv = network.resolv_conf();
     let own_network = network.namespace != NetworkNamespace::Host;
     let mut shim = ShimSpec::new(
         record.id.to_string(),
@@ -461,9 +315,11 @@ async fn write_bundle(
     blocking("bundle", move || {
         let hostname = hostname(&record);
         let gateway = Some(env.networks.bridge.gateway);
-        let hosts = etc_files::hosts(&record.config, &hostname, address, gateway);
-        let host_resolv = etc_files::read_host_resolv_conf(&env.options.resolv_conf);
-        let resolv = etc_files::resolv_conf(&record.config, &host_resolv, own_network);
+        let hosts = etc_files::hosts(&record.config, &hostname, &addresses, gateway);
+        let resolv = overlay_resolv.unwrap_or_else(|| {
+            let host_resolv = etc_files::read_host_resolv_conf(&env.options.resolv_conf);
+            etc_files::resolv_conf(&record.config, &host_resolv, own_network)
+        });
         for (path, text) in [
             (dir.hosts(), hosts),
             (dir.resolv_conf(), resolv),
@@ -509,6 +365,10 @@ pub(crate) async fn teardown(
         && let Err(err) = env.networks.unpublish(&id).await
     {
         tracing::warn!(container_id = %id, err = chain(&err), "published ports were not withdrawn");
+    }
+    // Before anybody hears of the end: from then on the managers may give the addresses to others.
+    if let Some(overlay) = &lease.overlay {
+        env.overlay.detach(id, overlay.asked).await;
     }
     let env_in_task = Arc::clone(env);
     env.runtime.spawn(async move {

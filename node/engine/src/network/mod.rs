@@ -1,6 +1,7 @@
 //! The local networks of this node: the default bridge with its addresses, `host` and `none`.
 
 mod actor;
+mod give_back;
 pub(crate) mod ipam;
 pub(crate) mod overlay;
 
