@@ -5,9 +5,17 @@
 //! process that outlives the daemon and keeps answering from its last table. There is no second source of names, and
 //! no answer is remembered.
 
+mod message;
 mod options;
+mod redirect;
 mod server;
+mod sockets;
 mod table;
+mod tcp;
+#[cfg(test)]
+mod tests;
+mod udp;
+mod upstream;
 mod zone;
 
 pub use options::{DnsOptions, RESOLVER, resolv_conf};

@@ -52,14 +52,6 @@ impl Zone {
             .retain(|_, network| network.info.is_some() || !network.owners.is_empty());
     }
 
-    /// Owners of names, in all networks.
-    pub(super) fn owners(&self) -> usize {
-        self.networks
-            .values()
-            .map(|network| network.owners.len())
-            .sum()
-    }
-
     /// What a container in `networks` gets for `name`, in lower case and without the final dot.
     ///
     /// The networks are asked in order, first for the whole name, then for `NAME.NETWORK`.

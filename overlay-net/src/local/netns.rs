@@ -11,7 +11,7 @@ use std::path::PathBuf;
 const OWN: &str = "/proc/thread-self/ns/net";
 
 /// Runs `work` on a thread of its own that ends afterwards.
-async fn on_own_thread<T: Send + 'static>(
+pub(crate) async fn on_own_thread<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let (sender, receiver) = tokio::sync::oneshot::channel();

@@ -138,6 +138,17 @@ impl Expr {
         Self { name: "nat", data }
     }
 
+    /// Loads a constant.
+    pub(crate) fn load(register: u32, value: &[u8]) -> Self {
+        let data = Attrs::default()
+            .be32(1, register)
+            .nested(2, &Attrs::default().bytes(1, value));
+        Self {
+            name: "immediate",
+            data,
+        }
+    }
+
     pub(crate) fn masquerade() -> Self {
         Self {
             name: "masq",

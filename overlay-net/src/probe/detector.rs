@@ -2,8 +2,11 @@
 
 use shoal_model::NodeId;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::IpAddr;
+use std::net::Ipv4Addr;
 use std::time::Duration;
+
+/// Peers that are asked at the full rate; with more of them all times grow, so that the number of packets does not.
+const PEERS_AT_FULL_RATE: u32 = 200;
 
 /// Times of a detector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +30,17 @@ impl Default for DetectorOptions {
 }
 
 impl DetectorOptions {
+    /// The times for a number of peers.
+    fn for_peers(self, peers: usize) -> Self {
+        let peers = u32::try_from(peers).unwrap_or(u32::MAX);
+        let factor = peers.div_ceil(PEERS_AT_FULL_RATE).max(1);
+        Self {
+            period: self.period * factor,
+            silence_max: self.silence_max * factor,
+            first_answer_max: self.first_answer_max.max(self.silence_max * factor),
+        }
+    }
+
     /// Silence that makes a peer count as lost when the node asks itself whether it is the one that is cut off.
     ///
     /// Peers are asked at different moments of a period: of those that fell silent together, the last has been silent
@@ -65,14 +79,14 @@ pub struct Ping {
     /// To whom.
     pub node_id: NodeId,
     /// The peer's mesh address.
-    pub address: IpAddr,
+    pub address: Ipv4Addr,
     /// Its number, which the answer repeats.
     pub sequence: u64,
 }
 
 #[derive(Debug)]
 struct Peer {
-    address: IpAddr,
+    address: Ipv4Addr,
     /// The last sign of life; when it was added, before the first one.
     heard_at: Duration,
     ever_heard: bool,
@@ -81,7 +95,6 @@ struct Peer {
     suspect: bool,
     /// Answers in a row since it is suspected.
     answers: u32,
-    /// Newest probe that was answered, so that an answer that comes twice counts once.
     round_trips: VecDeque<Duration>,
     sent: u64,
     answered: u64,
@@ -90,6 +103,8 @@ struct Peer {
 /// The judgement over all peers. `now` is the time since any fixed moment; it never goes back.
 #[derive(Debug)]
 pub struct Detector {
+    asked: DetectorOptions,
+    /// The same for the number of peers that there are.
     options: DetectorOptions,
     peers: BTreeMap<NodeId, Peer>,
     next_sequence: u64,
@@ -101,6 +116,7 @@ impl Detector {
     /// A detector without peers.
     pub fn new(options: DetectorOptions) -> Self {
         Self {
+            asked: options,
             options,
             peers: BTreeMap::new(),
             next_sequence: 1,
@@ -110,9 +126,10 @@ impl Detector {
     }
 
     /// Makes exactly `peers` the peers. Those that were known keep their history, unless their address changed.
-    pub fn set_peers(&mut self, now: Duration, peers: &BTreeMap<NodeId, IpAddr>) {
+    pub fn set_peers(&mut self, now: Duration, peers: &BTreeMap<NodeId, Ipv4Addr>) {
         self.peers
             .retain(|id, peer| peers.get(id) == Some(&peer.address));
+        self.options = self.asked.for_peers(peers.len());
         let count = u32::try_from(peers.len()).unwrap_or(u32::MAX).max(1);
         for (place, (id, address)) in (0u32..).zip(peers) {
             self.peers.entry(*id).or_insert_with(|| Peer {
@@ -161,7 +178,7 @@ impl Detector {
     }
 
     /// An answer came. Answers to nothing, from elsewhere, or for the second time are ignored.
-    pub fn answer(&mut self, now: Duration, from: IpAddr, sequence: u64) {
+    pub fn answer(&mut self, now: Duration, from: Ipv4Addr, sequence: u64) {
         let found = self.peers.values_mut().find_map(|peer| {
             let place = peer.open.iter().position(|(open, _)| *open == sequence)?;
             Some((peer, place))
@@ -199,9 +216,16 @@ impl Detector {
         self.doubts_itself
     }
 
-    /// When the next probe is due; `None`: there are no peers.
-    pub fn next_at(&self) -> Option<Duration> {
-        self.peers.values().map(|peer| peer.next_at).min()
+    /// When [`Detector::tick`] is due next: for a probe, or because a peer will have been silent for too long; `None`:
+    /// there are no peers.
+    pub fn next_at(&self, now: Duration) -> Option<Duration> {
+        let probes = self.peers.values().map(|peer| peer.next_at);
+        let trusted = self.peers.values().filter(|peer| !peer.suspect);
+        let silences = trusted
+            .map(|peer| peer.heard_at + peer.allowance(&self.options, self.options.silence_max))
+            // A peer that is past it, and not suspected, is so because this node doubts itself.
+            .filter(|deadline| *deadline > now);
+        probes.chain(silences).min()
     }
 
     /// What is known of each peer.

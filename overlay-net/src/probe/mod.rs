@@ -10,9 +10,11 @@ mod packet;
 mod prober;
 mod responder;
 mod rotation;
+#[cfg(test)]
+mod tests;
 
 pub use detector::{Detector, DetectorOptions, PeerProbe, Ping};
 pub use packet::PROBE_PORT;
-pub use prober::{ProbeError, Prober, ProberOptions, Suspects};
-pub use responder::Responder;
+pub use prober::{Prober, ProberOptions, Suspects};
+pub use responder::{Responder, ResponderError};
 pub use rotation::Outlook;
