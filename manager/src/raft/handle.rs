@@ -1,6 +1,7 @@
 //! The handle of one Raft member: start, propose, read, shut down.
 
 use super::error::{StartError, chain};
+use super::intake::{Intake, Waiting};
 use super::journal::Journal;
 use super::leadership::{self, Watcher};
 use super::log_store::LogStore;
@@ -11,11 +12,12 @@ use super::runtime::Executor;
 use super::server::Server;
 use super::state_machine::{Applier, Files};
 use super::stop::StopCause;
-use super::types::{Proposal, RaftPeer, Response, TypeConfig};
+use super::types::{Proposal, RaftPeer, TypeConfig};
 use super::writer::WriterHandle;
 use super::{LogError, Raft};
 use crate::consensus::{Leadership, ProposeError, WallClock};
 use crate::store::Store;
+use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::error::{
     ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError,
@@ -55,6 +57,26 @@ pub struct RaftHandle {
     pub(crate) inner: Arc<Inner>,
 }
 
+/// Carries one group of proposals to Raft. One that never ran, since Raft's thread has ended, gives up those who wait for
+/// it.
+struct Carrier(Option<RaftHandle>);
+
+impl Carrier {
+    async fn run(mut self) {
+        if let Some(handle) = self.0.take() {
+            handle.carry().await;
+        }
+    }
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        if let Some(handle) = &self.0 {
+            handle.inner.intake.abandon();
+        }
+    }
+}
+
 pub(crate) struct Inner {
     pub(crate) raft: Raft,
     pub(crate) own_id: RaftNodeId,
@@ -69,6 +91,7 @@ pub(crate) struct Inner {
     leadership: watch::Receiver<Leadership>,
     snapshot_interval: Arc<AtomicU64>,
     cancel: CancellationToken,
+    intake: Intake,
     reads: ReadRounds,
     writer_ended: Mutex<Option<oneshot::Receiver<()>>>,
     /// One change of members at a time.
@@ -143,6 +166,7 @@ impl RaftHandle {
             leadership,
             snapshot_interval,
             cancel,
+            intake: Intake::default(),
             reads: ReadRounds::default(),
             writer_ended: Mutex::new(Some(ended)),
             changing_members: Mutex::new(()),
@@ -280,18 +304,63 @@ impl RaftHandle {
         &self,
         actions: Vec<StoreAction>,
     ) -> Result<Version, ProposeError> {
-        let proposal = self.encode(actions)?;
-        let response = self
+        if self.inner.stop.get().is_some() {
+            return Err(self.shut_down());
+        }
+        let (level, command) = self.encode(actions)?;
+        let (answer, outcome) = oneshot::channel();
+        let waiting = Waiting {
+            level,
+            command,
+            answer,
+        };
+        if self.inner.intake.add(waiting) {
+            self.send_carrier();
+        }
+        outcome
+            .await
+            .unwrap_or_else(|_| Err(self.unknown_after_stop()))
+    }
+
+    fn send_carrier(&self) {
+        let carrier = Carrier(Some(self.clone()));
+        drop(self.inner.executor.spawn(carrier.run()));
+    }
+
+    /// Takes proposals that wait and makes one entry of them; each proposer gets its own outcome.
+    async fn carry(&self) {
+        let (batch, more) = self.inner.intake.take();
+        if more {
+            self.send_carrier();
+        }
+        let level = batch.iter().map(|waiting| waiting.level).max().unwrap_or(1);
+        let (commands, answers): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .map(|waiting| (waiting.command, waiting.answer))
+            .unzip();
+        if commands.is_empty() {
+            return;
+        }
+        let proposal = Proposal { level, commands };
+        let written = self
             .write(|| self.inner.raft.client_write(proposal.clone()))
-            .await?;
-        match response.data {
-            Response(Some(Outcome::Applied { version })) => Ok(version),
-            Response(Some(Outcome::Rejected(rejection))) => Err(rejection.into()),
-            Response(None) => Ok(Version(response.log_id.index)),
+            .await;
+        let mut outcomes = written.map(|response| response.data.0.into_iter());
+        for answer in answers {
+            let outcome = match &mut outcomes {
+                Ok(outcomes) => match outcomes.next() {
+                    Some(Outcome::Applied { version }) => Ok(version),
+                    Some(Outcome::Rejected(rejection)) => Err(rejection.into()),
+                    None => Err(self.unknown_after_stop()),
+                },
+                Err(err) => Err(err.clone()),
+            };
+            // Who does not wait any more does not need the answer.
+            drop(answer.send(outcome));
         }
     }
 
-    fn encode(&self, actions: Vec<StoreAction>) -> Result<Proposal, ProposeError> {
+    fn encode(&self, actions: Vec<StoreAction>) -> Result<(u32, Bytes), ProposeError> {
         if actions.len() > ACTIONS_PER_COMMAND_MAX {
             return Err(ProposeError::TooManyActions {
                 actions: actions.len(),
@@ -329,10 +398,7 @@ impl RaftHandle {
         if bytes.len() > COMMAND_BYTES_MAX {
             return Err(too_large(bytes.len()));
         }
-        Ok(Proposal {
-            level,
-            command: bytes.into(),
-        })
+        Ok((level, bytes.into()))
     }
 
     /// Sends a write, again as long as a new leader waits for its first majority, and waits for its outcome.

@@ -138,7 +138,7 @@ impl LogImage {
 
 fn command_bytes(entry: &Entry) -> usize {
     match &entry.payload {
-        super::types::Payload::Normal(proposal) => proposal.command.len(),
+        super::types::Payload::Normal(proposal) => proposal.len(),
         super::types::Payload::Blank | super::types::Payload::Membership(_) => 0,
     }
 }

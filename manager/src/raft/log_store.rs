@@ -75,7 +75,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
         let mut entries = Vec::new();
         for entry in image.range(start, end) {
             if let super::types::Payload::Normal(proposal) = &entry.payload {
-                bytes += proposal.command.len();
+                bytes += proposal.len();
             }
             if bytes > APPEND_BYTES_MAX && !entries.is_empty() {
                 break;

@@ -9,6 +9,7 @@ mod crypt;
 mod disk;
 mod error;
 mod handle;
+mod intake;
 mod journal;
 mod leadership;
 mod log_store;

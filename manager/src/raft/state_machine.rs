@@ -99,15 +99,17 @@ fn decode_state(pages: &[Bytes]) -> Result<State, ImportError> {
     importer.finish()
 }
 
-/// The command of an entry; the error says to the user why this binary can't read it.
-fn decode_command(index: u64, proposal: &Proposal) -> Result<Command, String> {
+/// The commands of an entry; the error says to the user why this binary can't read it.
+fn decode_commands(index: u64, proposal: &Proposal) -> Result<Vec<Command>, String> {
     if proposal.level > FEATURE_LEVEL {
         return Err(format!(
             "entry {index} needs store feature level {}, and this binary reads up to {FEATURE_LEVEL}: upgrade this node",
             proposal.level
         ));
     }
-    codec::decode(&proposal.command)
+    let commands = proposal.commands.iter().map(|bytes| codec::decode(bytes));
+    commands
+        .collect::<Result<_, _>>()
         .map_err(|err| format!("entry {index} can't be decoded: {}", chain(&err)))
 }
 
@@ -154,9 +156,9 @@ impl Applier {
         let mut batch = self.store.batch();
         for (entry, responder) in entries {
             let response = match &entry.payload {
-                Payload::Blank => Response(None),
-                Payload::Normal(proposal) => match decode_command(entry.log_id.index, proposal) {
-                    Ok(command) => Response(Some(batch.apply(entry.log_id.index, &command))),
+                Payload::Blank => Response::default(),
+                Payload::Normal(proposal) => match decode_commands(entry.log_id.index, proposal) {
+                    Ok(commands) => Response(batch.apply(entry.log_id.index, &commands)),
                     Err(reason) => {
                         failure = Some(reason);
                         break;
@@ -164,7 +166,7 @@ impl Applier {
                 },
                 Payload::Membership(membership) => {
                     self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
-                    Response(None)
+                    Response::default()
                 }
             };
             self.applied = Some(entry.log_id);

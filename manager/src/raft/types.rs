@@ -32,29 +32,37 @@ pub(crate) type StoredMembership = openraft::type_config::alias::StoredMembershi
 pub(crate) type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>;
 pub(crate) type LeaderId = openraft::type_config::alias::LeaderIdOf<TypeConfig>;
 
-/// A command on its way through the log.
+/// Commands on their way through the log, each of which is applied as a whole or not at all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Proposal {
-    /// Store feature level that a manager needs to apply it; readable without decoding the command.
+    /// Store feature level that a manager needs to apply them; readable without decoding the commands.
     pub(crate) level: u32,
-    /// The encoded [`shoal_model::command::Command`].
-    pub(crate) command: Bytes,
+    /// Encoded [`shoal_model::command::Command`]s, applied in order.
+    pub(crate) commands: Vec<Bytes>,
+}
+
+impl Proposal {
+    /// Bytes of all commands.
+    pub(crate) fn len(&self) -> usize {
+        self.commands.iter().map(Bytes::len).sum()
+    }
 }
 
 impl fmt::Display for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "command of {} bytes, level {}",
-            self.command.len(),
+            "{} commands of {} bytes, level {}",
+            self.commands.len(),
+            self.len(),
             self.level
         )
     }
 }
 
-/// What applying an entry answers to its proposer; `None` for entries of Raft's own.
+/// What applying an entry answers, one outcome per command; none for entries of Raft's own.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(crate) struct Response(pub(crate) Option<Outcome>);
+pub(crate) struct Response(pub(crate) Vec<Outcome>);
 
 impl fmt::Display for Response {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

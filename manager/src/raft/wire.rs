@@ -134,6 +134,13 @@ pub(crate) enum WirePayload {
     },
     /// A change of members.
     Membership(WireMembership),
+    /// Several commands.
+    Commands {
+        /// Feature level.
+        level: u32,
+        /// Each encoded, in order.
+        commands: Vec<Bytes>,
+    },
 }
 
 /// An entry.
@@ -154,9 +161,15 @@ impl From<&Entry> for WireEntry {
     fn from(entry: &Entry) -> Self {
         let payload = match &entry.payload {
             Payload::Blank => WirePayload::Blank,
-            Payload::Normal(proposal) => WirePayload::Command {
-                level: proposal.level,
-                bytes: proposal.command.clone(),
+            Payload::Normal(proposal) => match proposal.commands.as_slice() {
+                [command] => WirePayload::Command {
+                    level: proposal.level,
+                    bytes: command.clone(),
+                },
+                commands => WirePayload::Commands {
+                    level: proposal.level,
+                    commands: commands.to_vec(),
+                },
             },
             Payload::Membership(membership) => WirePayload::Membership(membership.into()),
         };
@@ -175,8 +188,11 @@ impl WireEntry {
             WirePayload::Blank => Payload::Blank,
             WirePayload::Command { level, bytes } => Payload::Normal(Proposal {
                 level,
-                command: bytes,
+                commands: vec![bytes],
             }),
+            WirePayload::Commands { level, commands } => {
+                Payload::Normal(Proposal { level, commands })
+            }
             WirePayload::Membership(membership) => Payload::Membership(membership.try_into()?),
         };
         Ok(Entry {

@@ -76,7 +76,8 @@ impl Store {
     /// Applies one entry. Only Raft calls this, and the in-memory consensus of tests.
     pub fn apply(&self, index: u64, command: &Command) -> Outcome {
         let mut batch = self.batch();
-        let outcome = batch.apply(index, command);
+        let (outcome, changes) = batch.state.apply(index, command);
+        batch.note(index, changes);
         batch.publish();
         outcome
     }
@@ -124,15 +125,26 @@ pub struct Batch<'a> {
 
 impl Batch<'_> {
     /// Applies the next entry.
-    pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
-        let (outcome, changes) = self.state.apply(index, command);
+    pub fn apply(&mut self, index: u64, commands: &[Command]) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(commands.len());
+        let mut changed = Vec::new();
+        for command in commands {
+            let (outcome, changes) = self.state.apply(index, command);
+            outcomes.push(outcome);
+            changed.extend(changes);
+        }
+        self.note(index, changed);
+        outcomes
+    }
+
+    /// All changes of one entry are one batch: who has seen its version has seen all of it.
+    fn note(&mut self, index: u64, changes: Vec<Change>) {
         if !changes.is_empty() {
             self.changed.push(ChangeBatch {
                 version: Version(index),
                 changes,
             });
         }
-        outcome
     }
 
     /// Shows the new state to readers, and the changes to watchers.

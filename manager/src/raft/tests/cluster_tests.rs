@@ -282,7 +282,7 @@ async fn undecodable_entry_stops_the_role() {
     let handle = cluster.handle(1);
     let proposal = Proposal {
         level: 1,
-        command: Bytes::from_static(b"\x01\xff\xff\xff"),
+        commands: vec![Bytes::from_static(b"\x01\xff\xff\xff")],
     };
     assert!(handle.inner.raft.client_write(proposal).await.is_err());
     let reason = stop_reason(&handle).await;
@@ -297,7 +297,7 @@ async fn entry_of_a_newer_feature_level_stops_the_role_on_every_member() {
     let leader = cluster.handle(cluster.leader().await);
     let proposal = Proposal {
         level: 99,
-        command: Bytes::from_static(b"anything"),
+        commands: vec![Bytes::from_static(b"anything")],
     };
     assert!(leader.inner.raft.client_write(proposal).await.is_err());
     let stopped = |id: u64| match &*cluster.handle(id).leadership().borrow() {

@@ -88,7 +88,7 @@ fn entries() -> Vec<Entry> {
         Payload::Blank,
         Payload::Normal(Proposal {
             level: 1,
-            command: Bytes::from_static(b"a command"),
+            commands: vec![Bytes::from_static(b"a command")],
         }),
         Payload::Membership(membership()),
     ];
