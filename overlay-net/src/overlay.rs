@@ -240,6 +240,14 @@ impl OverlayHandle {
         Err(unavailable())
     }
 
+    /// Makes a new key: peers learn it first, and it is used once [`Self::confirmed`] says that all have.
+    ///
+    /// # Errors
+    /// When the key can't be kept.
+    pub async fn rotate_key(&self) -> Result<(), OverlayError> {
+        Err(unavailable())
+    }
+
     /// The paths to the peers.
     pub async fn check(&self) -> Vec<PeerCheck> {
         Vec::new()

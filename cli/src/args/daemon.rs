@@ -1,6 +1,7 @@
 //! `shoal daemon` and the processes that it starts.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use shoal_overlay_net::WireGuardChoice;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -24,6 +25,12 @@ pub(crate) struct DaemonArgs {
     /// Address that other machines reach this one at; default: that of the default route
     #[arg(long)]
     pub(crate) advertise_addr: Option<IpAddr>,
+    /// Who encrypts what goes to other machines
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) wireguard: WireGuardArg,
+    /// UDP port of WireGuard; 0: any
+    #[arg(long, default_value_t = 51820)]
+    pub(crate) wireguard_port: u16,
     /// Host name that the cluster shows; default: the machine's
     #[arg(long)]
     pub(crate) hostname: Option<String>,
@@ -45,6 +52,28 @@ pub(crate) struct DaemonArgs {
     /// Log as JSON
     #[arg(long)]
     pub(crate) log_json: bool,
+}
+
+/// Where WireGuard runs.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum WireGuardArg {
+    /// The kernel's where it has one, else the userspace device
+    #[default]
+    Auto,
+    /// The kernel's
+    Kernel,
+    /// The userspace device
+    Userspace,
+}
+
+impl From<WireGuardArg> for WireGuardChoice {
+    fn from(arg: WireGuardArg) -> Self {
+        match arg {
+            WireGuardArg::Auto => Self::Auto,
+            WireGuardArg::Kernel => Self::Kernel,
+            WireGuardArg::Userspace => Self::Userspace,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -2,11 +2,12 @@
 
 use super::chain;
 use super::handler::{ControlHandler, ManagerSlot};
+use super::overlay::{Addresses, OverlaySettings, Sink};
 use super::record::NodeRecord;
 use super::task_logs::LogsHandler;
 use arc_swap::ArcSwapOption;
 use shoal_agent::engine::{EngineRuntime, TASK_ID_LABEL};
-use shoal_agent::{Agent, AgentClock, AgentHandle, AgentOptions, FileDisk};
+use shoal_agent::{Agent, AgentClock, AgentHandle, AgentNetwork, AgentOptions, FileDisk};
 use shoal_engine::{EngineHandle, ListFilter, RemoveOptions};
 use shoal_manager::manager::{ManagerError, RandomIds, SystemClock, forget};
 use shoal_manager::raft::{Placement, RaftRuntime, RealDisk, Timing};
@@ -14,6 +15,7 @@ use shoal_manager::{Manager, ManagerHandle, ManagerOptions, Start};
 use shoal_model::node::NodeDescription;
 use shoal_model::session::ManagerPeer;
 use shoal_model::{NodeId, NodeRole};
+use shoal_overlay_net::OverlayHandle;
 use shoal_transport::endpoint::BindError;
 use shoal_transport::files::IdentityFiles;
 use shoal_transport::renewal::{self, RenewalContext, RenewalHandle};
@@ -190,6 +192,7 @@ pub(crate) struct JoinedOptions {
     pub(crate) description: NodeDescription,
     pub(crate) files: IdentityFiles,
     pub(crate) engine: EngineHandle,
+    pub(crate) overlay: OverlaySettings,
 }
 
 /// A running node.
@@ -201,6 +204,7 @@ pub(crate) struct Joined {
     pub(crate) advertise: SocketAddr,
     data_root: PathBuf,
     engine: EngineHandle,
+    overlay: Option<OverlayHandle>,
     cancel: CancellationToken,
     tasks: TaskTracker,
 }
@@ -209,7 +213,7 @@ impl Joined {
     /// Starts manager (if that is the role) and agent. `start` says how a manager begins; a node that resumes or joins
     /// passes the managers that it knows.
     pub(crate) async fn start(
-        options: JoinedOptions,
+        mut options: JoinedOptions,
         ports: Ports,
         identity: Identity,
         start: Start,
@@ -224,6 +228,20 @@ impl Joined {
                 start_manager(&options.data_root, node_id, advertise, &ports, start).await?;
             manager.store(Some(Arc::new(handle)));
         }
+        let addresses = Arc::new(Addresses::new(Arc::clone(&ports)));
+        let settings = options.overlay.clone();
+        let overlay = settings
+            .start(
+                node_id,
+                advertise.ip(),
+                &options.engine,
+                Arc::clone(&addresses),
+            )
+            .await;
+        settings
+            .describe(&mut options.description, overlay.as_ref())
+            .await;
+        let agent_root = options.data_root.join("agent");
         let agent = Agent::start(AgentOptions {
             connector: Arc::new(ports.calls.clone()),
             seeds: options
@@ -232,15 +250,19 @@ impl Joined {
                 .iter()
                 .map(|peer| peer.addr)
                 .collect(),
-            disk: Arc::new(FileDisk::new(&options.data_root.join("agent"))),
+            disk: Arc::new(FileDisk::new(&agent_root)),
             runtime: Arc::new(EngineRuntime::new(options.engine.clone())),
-            network: None,
+            network: overlay.clone().map(|overlay| AgentNetwork {
+                sink: Arc::new(Sink(overlay)),
+                disk: Arc::new(FileDisk::hasty(&agent_root, "network")),
+            }),
             clock: Arc::new(NodeClock),
             seed: rand::random(),
             description: options.description.clone(),
         })
         .await
         .map_err(JoinedError::Agent)?;
+        addresses.set_agent(agent.clone());
         let joined = Self {
             node_id,
             ports,
@@ -249,6 +271,7 @@ impl Joined {
             advertise,
             data_root: options.data_root.clone(),
             engine: options.engine.clone(),
+            overlay,
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
@@ -275,6 +298,11 @@ impl Joined {
             self.ports.identity.clone(),
             renewal,
         )));
+        spawn(Box::pin(options.overlay.clone().follow(
+            self.overlay.clone(),
+            self.agent.clone(),
+            options.description.clone(),
+        )));
         spawn(Box::pin(follow_own_role(
             self.ports.clone(),
             self.manager.clone(),
@@ -287,6 +315,14 @@ impl Joined {
     pub(crate) async fn leave(&self) {
         self.stop(false).await;
         remove_tasks(&self.engine, &self.data_root).await;
+        if let Err(err) = self.engine.leave_overlay().await {
+            tracing::error!(err = %chain(&err), "the engine did not forget the networks of the cluster");
+        }
+        if let Some(overlay) = &self.overlay
+            && let Err(err) = overlay.leave().await
+        {
+            tracing::error!(err = %chain(&err), "failed to remove the networks of the cluster from this machine");
+        }
     }
 
     /// Ends manager and agent; containers run on. A planned restart is announced with a hold.

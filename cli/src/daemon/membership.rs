@@ -2,6 +2,7 @@
 
 use super::address::{self, AddressError};
 use super::joined::{Joined, JoinedError, JoinedOptions, Ports};
+use super::overlay::OverlaySettings;
 use super::record::{NodeRecord, RecordError};
 use super::{chain, logs, task_logs};
 use crate::args::daemon::DaemonArgs;
@@ -46,6 +47,7 @@ pub(crate) struct MembershipOptions {
     advertise: Option<IpAddr>,
     hostname: String,
     engine_labels: Vec<String>,
+    overlay: OverlaySettings,
 }
 
 impl MembershipOptions {
@@ -63,6 +65,7 @@ impl MembershipOptions {
             advertise: args.advertise_addr,
             hostname,
             engine_labels: args.labels.clone(),
+            overlay: OverlaySettings::new(args)?,
         })
     }
 }
@@ -215,6 +218,7 @@ impl Membership {
             description: self.description(&record).await,
             files: self.files.clone(),
             engine: self.engine.clone(),
+            overlay: self.options.overlay.clone(),
             record,
         };
         let joined = Joined::start(options, ports, identity.clone(), start).await?;

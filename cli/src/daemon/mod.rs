@@ -8,12 +8,14 @@ mod handler;
 mod joined;
 mod logs;
 mod membership;
+mod overlay;
 mod record;
 mod task_logs;
 
 use crate::args::daemon::DaemonArgs;
 use crate::spec::parse;
 use membership::{Membership, MembershipOptions};
+use record::NodeRecord;
 use shoal_api::{ApiOptions, ApiServer, SOCKET_MODE_DEFAULT};
 use shoal_engine::{EngineHandle, EngineOptions};
 use std::process::ExitCode;
@@ -83,7 +85,10 @@ fn engine_options(args: &DaemonArgs) -> Result<EngineOptions, Failure> {
     let exe =
         std::env::current_exe().map_err(|err| format!("failed to find this program: {err}"))?;
     let instance = shoal_overlay_net::InstanceTag::derive(&args.data_root.to_string_lossy());
+    // What can't be read is said when the node returns to its cluster.
+    let overlay_expected = matches!(NodeRecord::load(&args.data_root), Ok(Some(_)));
     Ok(EngineOptions {
+        overlay_expected,
         cgroup_parent: args.cgroup_parent.clone(),
         instance: instance.as_str().to_owned(),
         insecure_registries: args.insecure_registries.clone(),

@@ -13,6 +13,9 @@ mod records;
 mod stream;
 mod term;
 
+#[cfg(test)]
+mod tests;
+
 pub use catalogue::view;
 pub use records::{in_rotation, is_reachable, serves};
 pub(crate) use term::FeedTerm;

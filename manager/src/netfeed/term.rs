@@ -253,7 +253,7 @@ impl FeedTerm {
     }
 
     /// Takes an item with all that has come meanwhile: records are looked at once.
-    fn take(&self, first: WatchItem, watcher: &mut Watcher) {
+    pub(super) fn take(&self, first: WatchItem, watcher: &mut Watcher) {
         let mut batches: Vec<Arc<ChangeBatch>> = Vec::new();
         let mut next = Some(first);
         while let Some(item) = next {
@@ -470,6 +470,17 @@ impl FeedTerm {
             wanted: inner.handed_out,
         };
         state.nodes().map(one).collect()
+    }
+
+    /// Every change up to this version has been handed out.
+    #[cfg(test)]
+    pub(super) fn handed_out(&self) -> Version {
+        self.lock().handed_out
+    }
+
+    #[cfg(test)]
+    pub(super) fn check_catalogue(&self, state: &State) {
+        assert_eq!(self.lock().catalogue, Catalogue::of(state));
     }
 
     pub(super) fn rotate_keys(&self, node_id: Option<NodeId>) -> BTreeSet<NodeId> {

@@ -164,6 +164,12 @@ pub enum EngineError {
         /// Why.
         reason: &'static str,
     },
+    /// This machine can't have the cluster's networks.
+    #[error("this node has no networks of the cluster: {reason}")]
+    OverlayRefused {
+        /// Why.
+        reason: String,
+    },
     /// The container's shim did not do what it was asked to.
     #[error("failed to {action} container {id}: {reason}")]
     Runtime {
@@ -213,6 +219,7 @@ impl EngineError {
                 }
             }
             Self::Image { kind, .. } | Self::Attach { kind, .. } => *kind,
+            Self::OverlayRefused { .. } => ErrorKind::Forbidden,
             Self::NoOverlay { .. } | Self::ShuttingDown | Self::EventsMissed { .. } => {
                 ErrorKind::Unavailable
             }

@@ -46,6 +46,11 @@ impl EngineHandle {
         Ok(())
     }
 
+    /// The node is in a cluster and can't have its networks: containers that need one are refused with `reason`.
+    pub fn refuse_overlay(&self, reason: String) {
+        self.engine.env.overlay.refuse(reason);
+    }
+
     /// The node has left its cluster. Containers run on without the cluster's networks.
     ///
     /// # Errors

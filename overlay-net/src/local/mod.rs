@@ -1,11 +1,13 @@
 //! Local networks of one node: bridges, the namespaces of containers, NAT, published ports.
 
 mod links;
+mod machine;
 pub mod netns;
 mod plan;
 mod reserve;
 mod ruleset;
 
+pub use machine::MACHINE_NETWORKS_MAX;
 pub use plan::{
     AttachSpec, Attachment, BridgeSpec, InstanceTag, LocalPlan, PortPublish, Transport,
 };

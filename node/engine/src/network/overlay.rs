@@ -60,6 +60,8 @@ enum Slot {
     Absent,
     /// The node is in a cluster whose networks are not there yet.
     Expected,
+    /// The node is in a cluster, and can't have its networks.
+    Refused(String),
     Ready(Joined),
 }
 
@@ -110,11 +112,16 @@ impl Overlay {
             .send_replace(joined.map_or(Slot::Absent, Slot::Ready));
     }
 
+    /// There will be none, for that reason.
+    pub(crate) fn refuse(&self, reason: String) {
+        self.slot.send_replace(Slot::Refused(reason));
+    }
+
     /// The overlay, if it is there now.
     pub(crate) fn now(&self) -> Option<Joined> {
         match &*self.slot.borrow() {
             Slot::Ready(joined) => Some(joined.clone()),
-            Slot::Absent | Slot::Expected => None,
+            Slot::Absent | Slot::Expected | Slot::Refused(_) => None,
         }
     }
 
@@ -130,6 +137,9 @@ impl Overlay {
         match tokio::time::timeout(OVERLAY_WAIT, settled).await {
             Ok(Ok(slot)) => match &*slot {
                 Slot::Ready(joined) => Ok(joined.clone()),
+                Slot::Refused(reason) => Err(EngineError::OverlayRefused {
+                    reason: reason.clone(),
+                }),
                 Slot::Absent | Slot::Expected => Err(EngineError::NoOverlay {
                     reason: "it is in no cluster",
                 }),
