@@ -248,3 +248,95 @@ fn write_dns(dns: &DnsCounters, out: &mut Exposition) {
         results.map(|(result, count)| ([result], count as f64)),
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::PeerPath;
+    use shoal_model::NodeId;
+
+    fn metrics() -> OverlayMetrics {
+        let peer = PeerCheck {
+            node_id: NodeId::from_bits(7),
+            name: "a \"b\"\\".to_owned(),
+            path: PeerPath::Direct,
+            endpoint: None,
+            handshake_age_ms: Some(1_500),
+            rtt_last_us: None,
+            rtt_p50_us: Some(250),
+            mtu: 1420,
+            rx_bytes: 1 << 53,
+            tx_bytes: 0,
+            probes_sent: 9,
+            probes_answered: 8,
+            suspect: true,
+        };
+        let drop = Traffic {
+            packets: 3,
+            bytes: 180,
+        };
+        OverlayMetrics {
+            applied: Version(41),
+            wanted: Version(42),
+            peers: vec![peer],
+            drops: [("spoofed".to_owned(), drop)].into(),
+            containers: 2,
+            dns: Some(DnsCounters {
+                answered: 5,
+                ..DnsCounters::default()
+            }),
+        }
+    }
+
+    fn text() -> String {
+        let mut out = Exposition::new();
+        metrics().write(&mut out);
+        out.finish()
+    }
+
+    #[test]
+    fn samples_have_their_labels_and_units() {
+        let text = text();
+        let peer = r#"{peer_id="0000000000000000000000007",peer="a \"b\"\\"}"#;
+        for line in [
+            "shoal_network_state_version{state=\"applied\"} 41".to_owned(),
+            "shoal_network_state_version{state=\"wanted\"} 42".to_owned(),
+            "shoal_network_containers 2".to_owned(),
+            format!("shoal_peer_last_handshake_seconds{peer} 1.5"),
+            format!("shoal_peer_rtt_seconds{peer} 0.00025"),
+            format!("shoal_peer_receive_bytes_total{peer} 9007199254740992"),
+            format!("shoal_peer_suspect{peer} 1"),
+            "shoal_network_dropped_packets_total{reason=\"spoofed\"} 3".to_owned(),
+            "shoal_dns_queries_total{result=\"answered\"} 5".to_owned(),
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out() {
+        assert!(!text().contains("shoal_peer_rtt_last_seconds"));
+        let mut out = Exposition::new();
+        OverlayMetrics::default().write(&mut out);
+        let text = out.finish();
+        assert!(
+            !text.contains("shoal_peer_") && !text.contains("shoal_dns_"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn every_family_is_described_once_and_before_its_samples() {
+        let mut described = std::collections::BTreeSet::new();
+        for line in text().lines() {
+            let mut words = line.split(' ');
+            if line.starts_with("# TYPE") {
+                assert!(described.insert(words.nth(2).unwrap().to_owned()), "{line}");
+            } else if !line.starts_with('#') {
+                let name = line.split(['{', ' ']).next().unwrap();
+                assert!(described.contains(name), "{line}");
+            }
+        }
+        assert_eq!(described.len(), 13);
+    }
+}

@@ -46,6 +46,9 @@ pub(crate) struct DaemonArgs {
     /// Default option of the log driver: max-size=10m
     #[arg(long = "log-opt")]
     pub(crate) log_opts: Vec<String>,
+    /// Serve metrics (Prometheus text format) by plain HTTP at IP:PORT, path /metrics; default: only on the socket
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) metrics_addr: Option<SocketAddr>,
     /// How much to log: error, warn, info, debug, trace, or a filter
     #[arg(long, env = "SHOAL_LOG", default_value = "info")]
     pub(crate) log: String,

@@ -591,6 +591,11 @@ impl ClusterOps for Membership {
         .to_string()
     }
 
+    async fn metrics(&self) -> String {
+        let joined = self.joined.read().await.clone();
+        super::metrics::render(&self.engine, joined.as_deref()).await
+    }
+
     async fn debug(&self) -> serde_json::Value {
         let local = self.local();
         serde_json::json!({

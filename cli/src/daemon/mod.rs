@@ -8,6 +8,7 @@ mod handler;
 mod joined;
 mod logs;
 mod membership;
+mod metrics;
 mod overlay;
 mod record;
 mod task_logs;
@@ -16,7 +17,7 @@ use crate::args::daemon::DaemonArgs;
 use crate::spec::parse;
 use membership::{Membership, MembershipOptions};
 use record::NodeRecord;
-use shoal_api::{ApiOptions, ApiServer, SOCKET_MODE_DEFAULT};
+use shoal_api::{ApiOptions, ApiServer, MetricsServer, SOCKET_MODE_DEFAULT};
 use shoal_engine::{EngineHandle, EngineOptions};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -124,6 +125,16 @@ async fn run(args: DaemonArgs) -> Result<(), Failure> {
     })
     .await
     .map_err(|err| format!("failed to serve the API: {}", chain(&err)))?;
+    let measuring = match args.metrics_addr {
+        None => None,
+        Some(addr) => {
+            let server = MetricsServer::bind(addr, membership.clone())
+                .await
+                .map_err(|err| chain(&err))?;
+            tracing::info!(addr = %server.addr(), "daemon serves metrics");
+            Some(tokio::spawn(server.serve(stop.clone())))
+        }
+    };
     // The API answers while the node finds its way back into its cluster.
     let resuming = tokio::spawn({
         let membership = membership.clone();
@@ -138,6 +149,11 @@ async fn run(args: DaemonArgs) -> Result<(), Failure> {
     stop.cancel();
     if serving.await.is_err() {
         tracing::warn!("the API server ended badly");
+    }
+    if let Some(measuring) = measuring
+        && measuring.await.is_err()
+    {
+        tracing::warn!("the metrics server ended badly");
     }
     engine.shutdown().await;
     Ok(())

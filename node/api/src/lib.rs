@@ -12,6 +12,7 @@ mod convert;
 mod error;
 mod fields;
 mod hijack;
+mod metrics;
 mod ops;
 mod peer;
 mod request;
@@ -21,6 +22,7 @@ mod stream;
 mod time;
 
 pub use error::ApiError;
+pub use metrics::{MetricsBindError, MetricsServer};
 pub use ops::{ClusterOps, ControlFrames, InitOptions, JoinOptions, LocalNode, LocalState};
 pub use server::{
     API_VERSION, API_VERSION_MIN, ApiOptions, ApiServer, BindError, SOCKET_MODE_DEFAULT,

@@ -136,6 +136,9 @@ pub trait ClusterOps: Send + Sync + 'static {
     /// The text of a join token: digest of the cluster's root certificate and the role's secret.
     fn join_token(&self, cluster: &Cluster, role: NodeRole) -> String;
 
+    /// The daemon's numbers for monitoring, in the Prometheus text format.
+    async fn metrics(&self) -> String;
+
     /// State of the daemon's actors and loops for `GET /shoal/v1/debug/actors`.
     async fn debug(&self) -> serde_json::Value;
 }

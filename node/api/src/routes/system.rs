@@ -23,7 +23,12 @@ pub(super) fn routes() -> Router<Api> {
         .route("/version", get(version))
         .route("/info", get(info))
         .route("/events", get(events))
+        .route("/metrics", get(metrics))
         .route("/auth", post(no_login))
+}
+
+async fn metrics(State(api): State<Api>) -> Response {
+    crate::metrics::answer(api.cluster.as_ref()).await
 }
 
 async fn ping(State(api): State<Api>) -> Response {

@@ -306,6 +306,10 @@ impl ClusterOps for FakeCluster {
         }
     }
 
+    async fn metrics(&self) -> String {
+        "shoal_test 1\n".to_owned()
+    }
+
     async fn debug(&self) -> serde_json::Value {
         serde_json::json!({})
     }

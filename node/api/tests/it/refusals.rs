@@ -2,6 +2,11 @@
 
 use crate::cluster::FakeCluster;
 use crate::harness::{Server, Test, block_on};
+use shoal_api::MetricsServer;
+use std::net::SocketAddr;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) const TESTS: &[Test] = &[
     ("refusals::bad_requests_get_clear_answers", || {
@@ -11,7 +16,51 @@ pub(crate) const TESTS: &[Test] = &[
         "refusals::a_worker_says_that_it_is_none_of_the_managers",
         || block_on(a_worker_says_that_it_is_none_of_the_managers()),
     ),
+    (
+        "refusals::metrics_are_served_and_nothing_else_at_their_address",
+        || block_on(metrics_are_served_and_nothing_else_at_their_address()),
+    ),
 ];
+
+async fn metrics_are_served_and_nothing_else_at_their_address() {
+    let server = Server::start(FakeCluster::default()).await;
+    let (status, text) = server.request("GET", "/metrics", "").await;
+    assert_eq!((status, text.as_str()), (200, Some("shoal_test 1\n")));
+    let (status, _) = server.request("GET", "/v1.47/metrics", "").await;
+    assert_eq!(status, 200);
+    let stop = CancellationToken::new();
+    let listener = MetricsServer::bind("127.0.0.1:0".parse().unwrap(), server.cluster.clone());
+    let listener = listener.await.unwrap();
+    let addr = listener.addr();
+    let taken = MetricsServer::bind(addr, server.cluster.clone()).await;
+    assert!(taken.is_err(), "the address is taken");
+    let serving = tokio::spawn(listener.serve(stop.clone()));
+    for (path, expected) in [
+        ("/metrics", "HTTP/1.1 200 OK"),
+        ("/info", "HTTP/1.1 404 Not Found"),
+        ("/containers/json", "HTTP/1.1 404 Not Found"),
+    ] {
+        let answer = plain_get(addr, path).await;
+        assert!(answer.starts_with(expected), "{path}: {answer}");
+        assert_eq!(
+            answer.ends_with("shoal_test 1\n"),
+            path == "/metrics",
+            "{answer}"
+        );
+    }
+    stop.cancel();
+    serving.await.unwrap();
+    server.stop().await;
+}
+
+async fn plain_get(addr: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
 
 #[expect(clippy::too_many_lines, reason = "one flat table")]
 async fn bad_requests_get_clear_answers() {
