@@ -96,6 +96,18 @@ pub(crate) struct InitArgs {
     /// Address to listen on
     #[arg(long)]
     pub(crate) listen_addr: Option<String>,
+    /// Where subnets of networks are taken from (default 10.0.0.0/8)
+    #[arg(long = "default-addr-pool", value_name = "BLOCK")]
+    pub(crate) address_pools: Vec<String>,
+    /// Prefix length of the subnets that networks get (default 24)
+    #[arg(long = "default-addr-pool-mask-length", value_name = "LENGTH")]
+    pub(crate) subnet_length: Option<u8>,
+    /// Where the nodes' own addresses in the mesh are taken from (default 10.255.0.0/16)
+    #[arg(long, value_name = "BLOCK")]
+    pub(crate) mesh_pool: Option<String>,
+    /// Time after which a node changes its WireGuard key (default 168h)
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) key_rotation: Option<String>,
 }
 
 #[derive(Debug, Args)]

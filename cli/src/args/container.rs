@@ -65,9 +65,16 @@ pub(crate) struct ContainerFlags {
     /// Memory file system: PATH[:OPTIONS]
     #[arg(long)]
     pub(crate) tmpfs: Vec<String>,
-    /// Network: bridge, host, none, container:NAME
-    #[arg(long, visible_alias = "net", default_value = "bridge")]
-    pub(crate) network: String,
+    /// Network: bridge, host, none, container:NAME, or networks of the cluster: NETWORK or
+    /// name=NETWORK[,alias=NAME][,ip=ADDRESS]
+    #[arg(long = "network", visible_alias = "net", value_name = "NETWORK")]
+    pub(crate) networks: Vec<String>,
+    /// IPv4 address in the first network
+    #[arg(long)]
+    pub(crate) ip: Option<String>,
+    /// Further name in the first network
+    #[arg(long = "network-alias", visible_alias = "net-alias")]
+    pub(crate) network_aliases: Vec<String>,
     /// Host name
     #[arg(long)]
     pub(crate) hostname: Option<String>,

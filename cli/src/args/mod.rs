@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 pub(crate) mod container;
 pub(crate) mod daemon;
 pub(crate) mod image;
+pub(crate) mod network;
 pub(crate) mod playground;
 pub(crate) mod service;
 
@@ -54,6 +55,12 @@ pub(crate) enum Command {
     /// Manage volumes
     #[command(subcommand)]
     Volume(cluster::VolumeCommand),
+    /// Manage networks
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
+    /// Look after the encrypted mesh between the nodes
+    #[command(subcommand)]
+    Net(network::NetCommand),
     /// Create and run a container
     Run(Box<container::RunArgs>),
     /// Create a container

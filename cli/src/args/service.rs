@@ -59,6 +59,14 @@ pub(crate) enum Mode {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EndpointMode {
+    /// A virtual address
+    Vip,
+    /// The addresses of the tasks
+    Dnsrr,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OnPartition {
     /// Kill the tasks of a cut-off node when its lease ends
     Stop,
@@ -164,6 +172,12 @@ pub(crate) struct SpecFlags {
     /// Silence of a node after which its tasks are replaced (default: the cluster's, 3s)
     #[arg(long)]
     pub(crate) down_limit: Option<String>,
+    /// What the service's name resolves to: vip (one virtual address) or dnsrr (the tasks' addresses)
+    #[arg(long)]
+    pub(crate) endpoint_mode: Option<EndpointMode>,
+    /// Send the connections of one client to one task until it has been silent for so long: 10m (0: do not)
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) sticky: Option<String>,
     /// Return at once instead of waiting for the tasks
     #[arg(short, long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(crate) detach: Option<bool>,
@@ -203,8 +217,11 @@ pub(crate) struct CreateArgs {
     /// Mount: type=volume,source=NAME,target=PATH
     #[arg(long = "mount")]
     pub(crate) mounts: Vec<String>,
-    /// Published port: mode=host,published=8080,target=80
-    #[arg(short, long = "publish")]
+    /// Network: NETWORK or name=NETWORK[,alias=NAME]; published ports lead to the first
+    #[arg(long = "network", value_name = "NETWORK")]
+    pub(crate) networks: Vec<String>,
+    /// Published port: 8080:80[/udp] or published=8080,target=80[,protocol=udp][,mode=ingress|host][,addr=CIDR][,allow=CIDR]
+    #[arg(short, long = "publish", value_name = "PORT")]
     pub(crate) ports: Vec<String>,
     /// Line for /etc/hosts: HOST:IP
     #[arg(long = "host-entry", visible_alias = "add-host")]
@@ -292,6 +309,12 @@ pub(crate) struct UpdateArgs {
     /// Remove the mount with this target
     #[arg(long)]
     pub(crate) mount_rm: Vec<String>,
+    /// Add a network, or change its aliases
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) network_add: Vec<String>,
+    /// Remove a network
+    #[arg(long, value_name = "NETWORK")]
+    pub(crate) network_rm: Vec<String>,
     /// Add or change a published port
     #[arg(long)]
     pub(crate) publish_add: Vec<String>,

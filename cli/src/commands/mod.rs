@@ -3,6 +3,8 @@
 pub(crate) mod container;
 pub(crate) mod converge;
 pub(crate) mod image;
+pub(crate) mod net;
+pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod playground;
 pub(crate) mod run;
@@ -35,6 +37,8 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<()> {
         Command::JoinToken(args) => swarm::join_token(&client, args).await,
         Command::Leave(args) => swarm::leave(&client, args).await,
         Command::Volume(command) => volume::dispatch(&client, command).await,
+        Command::Network(command) => network::dispatch(&client, command).await,
+        Command::Net(command) => net::dispatch(&client, command).await,
         Command::Run(args) => run::run(&client, *args).await,
         Command::Create(args) => run::create(&client, *args).await,
         Command::Start(args) => container::start(&client, args).await,

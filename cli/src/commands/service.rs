@@ -11,9 +11,11 @@ use crate::commands::{
 use crate::error::{CliError, Result};
 use crate::render::list::{self, Column, ListStyle, Row};
 use crate::spec;
-use bollard::models::{EndpointPortConfigPublishModeEnum, Service};
+use crate::spec::endpoint::NetworkIds;
+use bollard::models::Service;
 use bollard::query_parameters::{
-    InspectServiceOptions, ListServicesOptions, LogsOptions, UpdateServiceOptions,
+    InspectNetworkOptions, InspectServiceOptions, ListServicesOptions, LogsOptions,
+    UpdateServiceOptions,
 };
 use futures_util::StreamExt;
 use hyper::Method;
@@ -137,32 +139,19 @@ fn row(service: &Service, no_trunc: bool) -> serde_json::Value {
         .container_spec
         .and_then(|container| container.image)
         .unwrap_or_default();
-    let ports = spec
-        .endpoint_spec
-        .and_then(|endpoint| endpoint.ports)
+    // Those of the object have the numbers that were chosen.
+    let ports = service
+        .endpoint
+        .as_ref()
+        .and_then(|endpoint| endpoint.ports.clone())
         .unwrap_or_default();
-    let ports = ports
-        .iter()
-        .filter(|port| port.publish_mode == Some(EndpointPortConfigPublishModeEnum::INGRESS))
-        .map(|port| {
-            let protocol = port
-                .protocol
-                .as_ref()
-                .map(|p| p.to_string())
-                .unwrap_or_default();
-            let published = port.published_port.unwrap_or(0);
-            format!(
-                "*:{published}->{}/{protocol}",
-                port.target_port.unwrap_or(0)
-            )
-        });
     json!({
         "ID": if no_trunc { id } else { short_id(&id) },
         "Name": spec.name.unwrap_or_default(),
         "Mode": if global { "global" } else { "replicated" },
         "Replicas": replicas,
         "Image": tasks::without_digest(&image),
-        "Ports": ports.collect::<Vec<_>>().join(", "),
+        "Ports": spec::endpoint::shown_ports(&ports),
     })
 }
 
@@ -182,6 +171,7 @@ async fn inspect(client: &Client, args: InspectArgs) -> Result<()> {
 /// The short form for people.
 fn pretty(service: &Service) -> String {
     let spec = service.spec.clone().unwrap_or_default();
+    let labels = spec.labels.clone();
     let task = spec.task_template.unwrap_or_default();
     let container = task.container_spec.unwrap_or_default();
     let mut text = String::new();
@@ -225,11 +215,25 @@ fn pretty(service: &Service) -> String {
             format!("{source} → {}", mount.target.unwrap_or_default()),
         );
     }
-    for port in spec
-        .endpoint_spec
-        .and_then(|endpoint| endpoint.ports)
-        .unwrap_or_default()
-    {
+    for network in task.networks.unwrap_or_default() {
+        let aliases = network.aliases.unwrap_or_default();
+        let aliases = if aliases.is_empty() {
+            String::new()
+        } else {
+            format!(" as {}", aliases.join(", "))
+        };
+        line("Network", network.target.unwrap_or_default() + &aliases);
+    }
+    let endpoint = service.endpoint.clone().unwrap_or_default();
+    let mode = endpoint.spec.and_then(|spec| spec.mode);
+    line(
+        "Endpoint Mode",
+        mode.map(|mode| mode.to_string()).unwrap_or_default(),
+    );
+    for vip in endpoint.virtual_ips.unwrap_or_default() {
+        line("Virtual Address", vip.addr.unwrap_or_default());
+    }
+    for port in endpoint.ports.unwrap_or_default() {
         let mode = port
             .publish_mode
             .as_ref()
@@ -239,7 +243,8 @@ fn pretty(service: &Service) -> String {
             port.published_port.unwrap_or(0),
             port.target_port.unwrap_or(0),
         );
-        line("Port", format!("{published} → {target} ({mode})"));
+        let limits = spec::endpoint::shown_limits(&port, labels.as_ref());
+        line("Port", format!("{published} → {target} ({mode}){limits}"));
     }
     text + "\n"
 }
@@ -306,7 +311,8 @@ async fn update(client: &Client, args: UpdateArgs) -> Result<()> {
     let service = inspect_one(client, &args.service).await?;
     let mut spec = service.spec.clone().unwrap_or_default();
     if !args.rollback {
-        spec::service::update(&mut spec, &args)?;
+        let ids = network_ids(client, &args).await?;
+        spec::service::update(&mut spec, &args, &ids)?;
     }
     send_update(client, &args.service, &service, spec, args.rollback).await?;
     print(&format!("{}\n", args.service))?;
@@ -314,6 +320,20 @@ async fn update(client: &Client, args: UpdateArgs) -> Result<()> {
         return Ok(());
     }
     converge::wait(client, &args.service, args.flags.quiet).await
+}
+
+/// The ids of the networks that an update names.
+async fn network_ids(client: &Client, args: &UpdateArgs) -> Result<NetworkIds> {
+    let mut ids = NetworkIds::new();
+    for name in spec::endpoint::named_networks(args)? {
+        let options = InspectNetworkOptions {
+            verbose: false,
+            scope: Some("swarm".to_owned()),
+        };
+        let network = client.docker.inspect_network(&name, Some(options)).await?;
+        ids.insert(name, network.id.unwrap_or_default());
+    }
+    Ok(ids)
 }
 
 async fn rollback(client: &Client, args: RollbackArgs) -> Result<()> {

@@ -5,18 +5,37 @@ use crate::client::{Client, escaped};
 use crate::commands::print;
 use crate::error::{CliError, Result};
 use crate::spec::parse;
-use bollard::models::{SwarmInitRequest, SwarmJoinRequest};
+use bollard::models::{SwarmInitRequest, SwarmJoinRequest, SwarmSpec};
 use bollard::query_parameters::LeaveSwarmOptions;
 use hyper::Method;
 use serde_json::Value;
+use std::collections::HashMap;
+
+/// Labels of the cluster through which Docker's API carries what it has no field for.
+const LABEL_MESH_POOL: &str = "shoal.mesh-pool";
+const LABEL_KEY_ROTATION: &str = "shoal.key-rotation";
 
 /// Port of the control channel when an address has none.
 const CONTROL_PORT: u16 = 2377;
 
 pub(crate) async fn init(client: &Client, args: InitArgs) -> Result<()> {
+    let mut labels = HashMap::new();
+    if let Some(pool) = args.mesh_pool {
+        labels.insert(LABEL_MESH_POOL.to_owned(), pool);
+    }
+    if let Some(span) = args.key_rotation {
+        parse::duration("--key-rotation", &span)?;
+        labels.insert(LABEL_KEY_ROTATION.to_owned(), span);
+    }
     let request = SwarmInitRequest {
         listen_addr: args.listen_addr,
         advertise_addr: args.advertise_addr,
+        default_addr_pool: (!args.address_pools.is_empty()).then_some(args.address_pools),
+        subnet_size: args.subnet_length.map(u32::from),
+        spec: (!labels.is_empty()).then(|| SwarmSpec {
+            labels: Some(labels),
+            ..SwarmSpec::default()
+        }),
         ..SwarmInitRequest::default()
     };
     let node = client.docker.init_swarm(request).await?;

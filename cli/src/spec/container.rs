@@ -1,11 +1,11 @@
 //! From the flags of `run` and `create` to a container's settings.
 
-use super::{parse, service};
+use super::{network, parse, service};
 use crate::args::container::ContainerFlags;
 use crate::error::{CliError, Result};
 use bollard::models::{
-    ContainerCreateBody, DeviceMapping, HostConfig, HostConfigLogConfig, PortBinding,
-    RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, DeviceMapping, HostConfig, HostConfigLogConfig, NetworkingConfig,
+    PortBinding, RestartPolicy, RestartPolicyNameEnum,
 };
 use std::collections::HashMap;
 
@@ -28,6 +28,8 @@ fn usage(text: String) -> CliError {
 pub(crate) fn body(flags: &ContainerFlags, attach: Attach) -> Result<ContainerCreateBody> {
     let (exposed, bindings) = ports(&flags.ports)?;
     let (binds, anonymous) = volumes(&flags.volumes)?;
+    let networks =
+        network::of_container(&flags.networks, flags.ip.as_deref(), &flags.network_aliases)?;
     let mut healthcheck = None;
     service::health(&mut healthcheck, &flags.health)?;
     Ok(ContainerCreateBody {
@@ -52,8 +54,12 @@ pub(crate) fn body(flags: &ContainerFlags, attach: Attach) -> Result<ContainerCr
         stop_timeout: flags.stop_timeout,
         host_config: Some(HostConfig {
             binds: some_unless_empty(binds),
+            network_mode: Some(networks.mode),
             port_bindings: (!bindings.is_empty()).then_some(bindings),
             ..host_config(flags)?
+        }),
+        networking_config: (!networks.endpoints.is_empty()).then(|| NetworkingConfig {
+            endpoints_config: Some(networks.endpoints.into_iter().collect()),
         }),
         ..ContainerCreateBody::default()
     })
@@ -72,7 +78,6 @@ fn host_config(flags: &ContainerFlags) -> Result<HostConfig> {
     };
     Ok(HostConfig {
         auto_remove: flags.rm.then_some(true),
-        network_mode: Some(flags.network.clone()),
         restart_policy: Some(restart_policy(&flags.restart)?),
         readonly_rootfs: flags.read_only.then_some(true),
         init: flags.init.then_some(true),

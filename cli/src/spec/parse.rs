@@ -8,7 +8,8 @@ use bollard::models::{
 };
 use std::collections::HashMap;
 
-fn invalid(flag: &str, value: &str, expected: &str) -> CliError {
+/// A flag's argument that can't be understood.
+pub(crate) fn invalid(flag: &str, value: &str, expected: &str) -> CliError {
     CliError::Usage(format!(
         "invalid argument \"{value}\" for \"{flag}\": {expected}"
     ))
@@ -210,8 +211,18 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
     Ok(mount)
 }
 
-/// `published=8080,target=80,protocol=tcp,mode=host`, or `8080:80/tcp`.
-pub(crate) fn service_port(text: &str) -> Result<EndpointPortConfig> {
+/// A published port of a service, with what Docker's API has no field for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ServicePort {
+    pub(crate) port: EndpointPortConfig,
+    /// Addresses of the nodes that it is published on.
+    pub(crate) addrs: Vec<String>,
+    /// Clients that may connect.
+    pub(crate) allow: Vec<String>,
+}
+
+/// `published=8080,target=80,protocol=tcp,mode=host,addr=10.0.0.0/8,allow=10.0.0.0/8`, or `8080:80/tcp`.
+pub(crate) fn service_port(text: &str) -> Result<ServicePort> {
     const FLAG: &str = "--publish";
     let number = |value: &str| -> Result<i64> {
         let port: u16 = value
@@ -224,6 +235,7 @@ pub(crate) fn service_port(text: &str) -> Result<EndpointPortConfig> {
         publish_mode: Some(EndpointPortConfigPublishModeEnum::INGRESS),
         ..EndpointPortConfig::default()
     };
+    let (mut addrs, mut allow) = (Vec::new(), Vec::new());
     let protocol = |value: &str| match value {
         "tcp" => Ok(Some(EndpointPortConfigProtocolEnum::TCP)),
         "udp" => Ok(Some(EndpointPortConfigProtocolEnum::UDP)),
@@ -238,7 +250,7 @@ pub(crate) fn service_port(text: &str) -> Result<EndpointPortConfig> {
         };
         port.published_port = published;
         port.target_port = Some(target);
-        return Ok(port);
+        return Ok(ServicePort { port, addrs, allow });
     }
     for field in text.split(',') {
         let (key, value) = field.split_once('=').unwrap_or((field, ""));
@@ -246,6 +258,8 @@ pub(crate) fn service_port(text: &str) -> Result<EndpointPortConfig> {
             "published" => port.published_port = Some(number(value)?),
             "target" => port.target_port = Some(number(value)?),
             "protocol" => port.protocol = protocol(value)?,
+            "addr" => addrs.push(block(FLAG, value)?),
+            "allow" => allow.push(block(FLAG, value)?),
             "mode" => {
                 port.publish_mode = Some(match value {
                     "host" => EndpointPortConfigPublishModeEnum::HOST,
@@ -259,7 +273,30 @@ pub(crate) fn service_port(text: &str) -> Result<EndpointPortConfig> {
     if port.target_port.is_none() {
         return Err(invalid(FLAG, text, "target is required"));
     }
-    Ok(port)
+    Ok(ServicePort { port, addrs, allow })
+}
+
+/// An address, or a block of addresses in `ADDRESS/LENGTH`.
+fn block(flag: &str, text: &str) -> Result<String> {
+    let (address, length) = match text.split_once('/') {
+        Some((address, length)) => (address, Some(length)),
+        None => (text, None),
+    };
+    let bits = match address.parse::<std::net::IpAddr>() {
+        Ok(std::net::IpAddr::V4(_)) => Some(32),
+        Ok(std::net::IpAddr::V6(_)) => Some(128),
+        Err(_) => None,
+    };
+    let fits = |most: u8| length.is_none_or(|text| text.parse().is_ok_and(|n: u8| n <= most));
+    if bits.is_some_and(fits) {
+        Ok(text.to_owned())
+    } else {
+        Err(invalid(
+            flag,
+            text,
+            "expected an address or a block such as 10.0.0.0/8",
+        ))
+    }
 }
 
 #[cfg(test)]
@@ -280,13 +317,27 @@ mod tests {
 
     #[test]
     fn ports_in_both_forms() {
-        let port = service_port("mode=host,target=8080,published=80").unwrap();
+        let port = service_port("mode=host,target=8080,published=80")
+            .unwrap()
+            .port;
         assert_eq!(
             (port.target_port, port.published_port),
             (Some(8080), Some(80))
         );
-        let port = service_port("80:8080/udp").unwrap();
+        let port = service_port("80:8080/udp").unwrap().port;
         assert_eq!(port.protocol, Some(EndpointPortConfigProtocolEnum::UDP));
+        assert_eq!(
+            port.publish_mode,
+            Some(EndpointPortConfigPublishModeEnum::INGRESS)
+        );
+        let long = service_port("published=80,target=80,addr=10.0.0.0/8,allow=::1,addr=fd00::/8");
+        let long = long.unwrap();
+        assert_eq!(long.addrs, ["10.0.0.0/8", "fd00::/8"]);
+        assert_eq!(long.allow, ["::1"]);
+        for wrong in ["10.0.0.0/33", "x", "10.0.0.0/x"] {
+            let text = format!("target=80,addr={wrong}");
+            assert!(service_port(&text).is_err(), "{wrong}");
+        }
         let error = service_port("published=80").unwrap_err();
         assert!(error.to_string().contains("target is required"));
     }

@@ -1,5 +1,6 @@
 //! From the flags of `service create` and `service update` to a spec.
 
+use super::endpoint::{self, NetworkIds};
 use super::parse;
 use crate::args::container::HealthFlags;
 use crate::args::service::{CreateArgs, Mode, OnPartition, SpecFlags, UpdateArgs};
@@ -50,22 +51,15 @@ pub(crate) fn create(args: &CreateArgs) -> Result<ServiceSpec> {
         },
         (Mode::Replicated, _) => replicated(1),
     };
-    let ports = args
-        .ports
-        .iter()
-        .map(|port| parse::service_port(port))
-        .collect::<Result<_>>()?;
     let mut spec = ServiceSpec {
         name: args.name.clone(),
         labels: Some(parse::pairs(&args.labels)),
         task_template: Some(task),
         mode: Some(mode),
-        endpoint_spec: Some(EndpointSpec {
-            ports: some_unless_empty(ports),
-            mode: None,
-        }),
+        endpoint_spec: Some(EndpointSpec::default()),
         ..ServiceSpec::default()
     };
+    endpoint::create(&mut spec, args)?;
     apply_flags(&mut spec, &args.flags)?;
     Ok(spec)
 }
@@ -147,8 +141,8 @@ fn preferences(texts: &[String]) -> Result<Vec<TaskSpecPlacementPreferences>> {
         .collect()
 }
 
-/// The changed spec of a service.
-pub(crate) fn update(spec: &mut ServiceSpec, args: &UpdateArgs) -> Result<()> {
+/// The changed spec of a service. `ids` has every network that the flags name.
+pub(crate) fn update(spec: &mut ServiceSpec, args: &UpdateArgs, ids: &NetworkIds) -> Result<()> {
     change_pairs(
         spec.labels.get_or_insert_default(),
         &args.label_add,
@@ -190,7 +184,7 @@ pub(crate) fn update(spec: &mut ServiceSpec, args: &UpdateArgs) -> Result<()> {
             && !added.iter().any(|new| new.target == mount.target)
     });
     mounts.extend(added);
-    change_ports(spec, args)?;
+    endpoint::update(spec, args, ids)?;
     apply_flags(spec, &args.flags)
 }
 
@@ -224,35 +218,6 @@ fn change_environment(container: &mut TaskSpecContainerSpec, args: &UpdateArgs) 
     Ok(())
 }
 
-fn change_ports(spec: &mut ServiceSpec, args: &UpdateArgs) -> Result<()> {
-    if args.publish_add.is_empty() && args.publish_rm.is_empty() {
-        return Ok(());
-    }
-    let gone = args
-        .publish_rm
-        .iter()
-        .map(|port| Ok(parse::service_port(port)?.target_port))
-        .collect::<Result<Vec<_>>>()?;
-    let added = args
-        .publish_add
-        .iter()
-        .map(|port| parse::service_port(port))
-        .collect::<Result<Vec<_>>>()?;
-    let ports = spec
-        .endpoint_spec
-        .get_or_insert_default()
-        .ports
-        .get_or_insert_default();
-    ports.retain(|port| {
-        let replaced = added
-            .iter()
-            .any(|new| new.target_port == port.target_port && new.protocol == port.protocol);
-        !gone.contains(&port.target_port) && !replaced
-    });
-    ports.extend(added);
-    Ok(())
-}
-
 /// The flags that mean the same in `create` and `update`; an absent one changes nothing.
 fn apply_flags(spec: &mut ServiceSpec, flags: &SpecFlags) -> Result<()> {
     if let Some(replicas) = flags.replicas {
@@ -270,6 +235,7 @@ fn apply_flags(spec: &mut ServiceSpec, flags: &SpecFlags) -> Result<()> {
         parse::duration("--down-limit", limit)?;
         labels.insert(LABEL_DOWN_LIMIT.to_owned(), limit.clone());
     }
+    endpoint::apply_flags(spec, flags)?;
     apply_rollout(spec, flags)?;
     let task = spec.task_template.get_or_insert_default();
     apply_container(task.container_spec.get_or_insert_default(), flags)?;

@@ -164,6 +164,10 @@ fn take_publish(body: &Fields, labels: &mut Labels, ports: &mut [PortConfig]) ->
             let reason = "the service publishes no such port: remove the label";
             return Err(body.error(&field, reason));
         };
+        if port.mode == PublishMode::Host {
+            let reason = "addresses and clients are named for ports of mode `ingress` only";
+            return Err(body.error(&field, reason));
+        }
         if is_addr {
             port.addrs = blocks;
         } else {
