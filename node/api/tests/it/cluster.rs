@@ -3,21 +3,23 @@
 
 use async_trait::async_trait;
 use futures_util::stream::{self, BoxStream, StreamExt};
+use ipnet::{IpNet, Ipv4Net};
 use shoal_api::{ClusterOps, ControlFrames, InitOptions, JoinOptions, LocalNode, LocalState};
 use shoal_model::cluster::{JoinSecret, Redacted, RootCa};
 use shoal_model::control::{
-    ControlRequest, ControlResponse, LogLine, LogsRequest, NodeView, ServiceView, WatchEvent,
-    WatchRequest,
+    ControlRequest, ControlResponse, LogLine, LogsRequest, NetworkView, NodeView, ServiceView,
+    WatchEvent, WatchRequest,
 };
+use shoal_model::network::{Network, NetworkSpec, Subnets};
 use shoal_model::node::{ManagerStatus, NodeDescription};
 use shoal_model::rpc::{ErrorCode, RpcError};
 use shoal_model::{
-    Availability, Cluster, ClusterId, ClusterSpec, Meta, Node, NodeId, NodeRole, NodeSpec,
-    NodeState, NodeStatus, RaftNodeId, Service, ServiceId, Timestamp, Version,
+    Availability, Cluster, ClusterId, ClusterSpec, Meta, NetworkId, Node, NodeId, NodeRole,
+    NodeSpec, NodeState, NodeStatus, RaftNodeId, Service, ServiceId, Timestamp, Version,
 };
 use shoal_overlay_net::PeerCheck;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
 const NODE: NodeId = NodeId::from_bits(7);
@@ -28,6 +30,7 @@ struct State {
     cluster: Option<Cluster>,
     node: Option<Node>,
     services: BTreeMap<ServiceId, Service>,
+    networks: BTreeMap<NetworkId, Network>,
 }
 
 /// One node that may become a cluster.
@@ -108,6 +111,57 @@ impl State {
             return Ok(());
         }
         Err(error(ErrorCode::Conflict, "update out of sequence"))
+    }
+
+    fn create_network(
+        &mut self,
+        id: NetworkId,
+        spec: NetworkSpec,
+    ) -> Result<ControlResponse, RpcError> {
+        if self
+            .networks
+            .values()
+            .any(|known| known.spec.name == spec.name)
+        {
+            let text = format!("network with name {} already exists", spec.name);
+            return Err(error(ErrorCode::AlreadyExists, &text));
+        }
+        let number = u8::try_from(self.networks.len()).unwrap();
+        let ipv4 = match spec.ipam.first().map(|config| config.subnet) {
+            Some(IpNet::V4(subnet)) => subnet,
+            _ => Ipv4Net::new([10, 0, number, 0].into(), 24).unwrap(),
+        };
+        let gateway = Ipv4Addr::from_bits(ipv4.network().to_bits() + 1);
+        let network = Network {
+            id,
+            meta: self.next(),
+            spec,
+            subnets: Subnets {
+                ipv4,
+                gateway,
+                range: ipv4,
+                ipv6: None,
+                gateway_ipv6: None,
+            },
+        };
+        self.networks.insert(id, network);
+        Ok(ControlResponse::NetworkCreated(id))
+    }
+
+    fn network_view(&self, network: &Network) -> NetworkView {
+        let in_it = |service: &&Service| {
+            let networks = &service.spec.task.networks;
+            networks.iter().any(|n| n.network_id == network.id)
+        };
+        let services = self.services.values().filter(in_it);
+        NetworkView {
+            network: network.clone(),
+            leases: Vec::new(),
+            services: services
+                .map(|service| (service.id, service.spec.name.clone(), None))
+                .collect(),
+            endpoints: Vec::new(),
+        }
     }
 
     fn node_view(&self) -> Result<NodeView, RpcError> {
@@ -204,6 +258,25 @@ impl State {
                 self.services.remove(&id).ok_or_else(none)?;
                 ControlResponse::Done
             }
+            ControlRequest::ListNetworks => ControlResponse::Networks(
+                self.networks
+                    .values()
+                    .map(|n| self.network_view(n))
+                    .collect(),
+            ),
+            ControlRequest::GetNetwork(id) => {
+                let network = self.networks.get(&id).ok_or_else(none)?;
+                ControlResponse::Network(Box::new(self.network_view(network)))
+            }
+            ControlRequest::CreateNetwork { id, spec } => self.create_network(id, *spec)?,
+            ControlRequest::RemoveNetwork(id) => {
+                let network = self.networks.get(&id).ok_or_else(none)?;
+                if !self.network_view(network).services.is_empty() {
+                    return Err(error(ErrorCode::FailedPrecondition, "network is in use"));
+                }
+                self.networks.remove(&id);
+                ControlResponse::Done
+            }
             ControlRequest::ListTasks { .. } => ControlResponse::Tasks(Vec::new()),
             ControlRequest::ListVolumes => ControlResponse::Volumes(Vec::new()),
             _ => return Err(none()),
@@ -223,6 +296,15 @@ impl FakeCluster {
         found
             .cloned()
             .unwrap_or_else(|| panic!("no service {name}"))
+    }
+
+    /// The network of that name.
+    pub(crate) fn network(&self, name: &str) -> Network {
+        let state = self.lock();
+        let found = state.networks.values().find(|n| n.spec.name == name);
+        found
+            .cloned()
+            .unwrap_or_else(|| panic!("no network {name}"))
     }
 
     pub(crate) fn change_service(&self, name: &str, change: impl FnOnce(&mut Service)) {

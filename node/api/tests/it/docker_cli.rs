@@ -2,7 +2,7 @@
 
 use crate::cluster::FakeCluster;
 use crate::harness::{Server, Test, block_on, clients};
-use shoal_model::spec::{Healthcheck, OnPartition};
+use shoal_model::spec::{Healthcheck, OnPartition, PublishMode};
 use shoal_model::{Availability, ServiceMode};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -63,6 +63,7 @@ async fn docker_clients_drive_a_cluster() {
             .await;
         assert_eq!(rotated, "w1+");
         services(&server, client).await;
+        networks(&server, client).await;
         server
             .docker_ok(client, &["swarm", "leave", "--force"])
             .await;
@@ -144,21 +145,6 @@ async fn services(server: &Server, client: &str) {
         .docker_ok(client, &["service", "inspect", "--pretty", "web"])
         .await;
     assert!(pretty.contains("Replicas:"), "{pretty}");
-    let taken = server
-        .docker_refused(
-            client,
-            &[
-                "service",
-                "create",
-                "-d",
-                "--no-resolve-image",
-                "--publish",
-                "80",
-                "a:1",
-            ],
-        )
-        .await;
-    assert!(taken.contains("`ingress` is not supported yet"), "{taken}");
     server.docker_ok(client, &["service", "rm", "web"]).await;
     let gone = server
         .docker_refused(client, &["service", "inspect", "web"])
@@ -167,6 +153,144 @@ async fn services(server: &Server, client: &str) {
         gone.to_lowercase().contains("no such service: web"),
         "{gone}"
     );
+}
+
+/// Creates a service in the background, without asking a registry.
+fn service<'a>(words: &[&'a str]) -> Vec<&'a str> {
+    let begin = ["service", "create", "-d", "--no-resolve-image"];
+    begin.iter().chain(words).copied().collect()
+}
+
+async fn networks(server: &Server, client: &str) {
+    let bridge = server
+        .docker_refused(client, &["network", "create", "mine"])
+        .await;
+    assert!(
+        bridge.contains("driver `bridge` are not there yet"),
+        "{bridge}"
+    );
+    let create = [
+        "network",
+        "create",
+        "-d",
+        "overlay",
+        "--attachable",
+        "--subnet",
+        "10.9.0.0/24",
+        "--opt",
+        "encrypted",
+        "--opt",
+        "com.docker.network.driver.mtu=1300",
+        "--label",
+        "a=b",
+        "back",
+    ];
+    let id = server.docker_ok(client, &create).await;
+    let network = server.cluster.network("back");
+    assert_eq!(id, network.id.to_string());
+    assert!(network.spec.attachable);
+    assert_eq!(network.spec.mtu, Some(1300));
+    let again = server
+        .docker_refused(client, &["network", "create", "-d", "overlay", "back"])
+        .await;
+    assert!(
+        again.contains("network with name back already exists"),
+        "{again}"
+    );
+
+    let format = "{{.Name}} {{.Driver}} {{.Scope}}";
+    let rows = server
+        .docker_ok(client, &["network", "ls", "--format", format])
+        .await;
+    for row in [
+        "back overlay swarm",
+        "bridge bridge local",
+        "none null local",
+    ] {
+        assert!(rows.lines().any(|line| line == row), "{rows}");
+    }
+    let custom = ["network", "ls", "-q", "--no-trunc", "-f", "type=custom"];
+    assert_eq!(server.docker_ok(client, &custom).await, id);
+    let dangling = ["network", "ls", "-q", "--no-trunc", "-f", "dangling=true"];
+    assert_eq!(server.docker_ok(client, &dangling).await, id);
+    let format = "{{(index .IPAM.Config 0).Gateway}} {{.Attachable}} {{.Labels.a}}";
+    let inspected = server
+        .docker_ok(client, &["network", "inspect", "-f", format, &id[..12]])
+        .await;
+    assert_eq!(inspected, "10.9.0.1 true b");
+
+    let missing = server
+        .docker_refused(client, &service(&["--network", "nope", "a:1"]))
+        .await;
+    // Older clients say it in their own words.
+    assert!(missing.contains("nope"), "{missing}");
+    let words = service(&[
+        "--name",
+        "api",
+        "--network",
+        "name=back,alias=db",
+        "--endpoint-mode",
+        "dnsrr",
+        "-l",
+        "shoal.sticky=30s",
+        "a:1",
+    ]);
+    server.docker_ok(client, &words).await;
+    let spec = server.cluster.service("api").spec;
+    assert_eq!(spec.task.networks[0].network_id, network.id);
+    assert_eq!(spec.task.networks[0].aliases, ["db"]);
+    assert_eq!(spec.endpoint.sticky_s, Some(30));
+    // Networks survive a change of something else, as do ports with what Docker has no field for.
+    let words = service(&[
+        "--name",
+        "web",
+        "--network",
+        "back",
+        "-p",
+        "8080:80",
+        "-l",
+        "shoal.publish.8080:80/tcp.allow=10.0.0.0/8",
+        "a:1",
+    ]);
+    server.docker_ok(client, &words).await;
+    let before = server.cluster.service("web").spec;
+    assert_eq!(before.endpoint.ports[0].mode, PublishMode::Ingress);
+    assert_eq!(before.endpoint.ports[0].allow.len(), 1);
+    server
+        .docker_ok(client, &["service", "scale", "-d", "web=2"])
+        .await;
+    let after = server.cluster.service("web").spec;
+    assert_eq!(after.task, before.task);
+    assert_eq!(after.endpoint, before.endpoint);
+    let ports = ["service", "ls", "-f", "name=web", "--format", "{{.Ports}}"];
+    assert_eq!(server.docker_ok(client, &ports).await, "*:8080->80/tcp");
+
+    let verbose = [
+        "network",
+        "inspect",
+        "--verbose",
+        "-f",
+        "{{len .Services}}",
+        "back",
+    ];
+    assert_eq!(server.docker_ok(client, &verbose).await, "2");
+    let used = server
+        .docker_refused(client, &["network", "rm", "back"])
+        .await;
+    assert!(used.contains("in use"), "{used}");
+    server
+        .docker_ok(client, &["service", "rm", "web", "api"])
+        .await;
+    let pruned = server.docker_ok(client, &["network", "prune", "-f"]).await;
+    assert!(pruned.contains("back"), "{pruned}");
+    let gone = server
+        .docker_refused(client, &["network", "inspect", "back"])
+        .await;
+    assert!(gone.to_lowercase().contains("network"), "{gone}");
+    let own = server
+        .docker_refused(client, &["network", "rm", "bridge"])
+        .await;
+    assert!(own.contains("pre-defined network"), "{own}");
 }
 
 async fn docker_clients_read_the_daemon() {
