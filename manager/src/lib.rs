@@ -1,6 +1,7 @@
 //! What a manager does: Raft, the replicated store, control loops, dispatcher, certificate authority.
 #![forbid(unsafe_code)]
 
+pub mod allocator;
 pub mod ca_server;
 pub mod consensus;
 pub mod control;

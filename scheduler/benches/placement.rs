@@ -86,6 +86,7 @@ fn batch(from: usize, count: usize, spec: &Arc<TaskSpec>) -> Vec<TaskRequest> {
             spec_version: 1,
             spec: Arc::clone(spec),
             host_ports: Vec::new(),
+            networked: false,
             node_id: None,
         })
         .collect()

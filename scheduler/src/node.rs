@@ -49,6 +49,10 @@ impl NodeEntry {
         self.node.as_ref().is_some_and(|node| node.takes_tasks())
     }
 
+    pub(crate) fn is_in_mesh(&self) -> bool {
+        self.node.as_ref().is_some_and(|node| node.mesh.is_some())
+    }
+
     pub(crate) fn name(&self) -> String {
         match &self.node {
             Some(node) => node.display_name(),

@@ -24,6 +24,8 @@ pub struct TaskRequest {
     pub spec: Arc<TaskSpec>,
     /// Ports that it occupies on its node.
     pub host_ports: Vec<(Protocol, u16)>,
+    /// It needs an address in a network across hosts.
+    pub networked: bool,
     /// The node that an orchestrator has chosen already (global services).
     pub node_id: Option<NodeId>,
 }
@@ -50,6 +52,7 @@ impl TaskRequest {
             && self.spec_version == other.spec_version
             && self.node_id.is_none()
             && other.node_id.is_none()
+            && self.networked == other.networked
             && self.host_ports == other.host_ports
             && (Arc::ptr_eq(&self.spec, &other.spec) || self.spec == other.spec)
     }
@@ -65,6 +68,7 @@ impl From<&Task> for TaskRequest {
             spec_version: task.spec_version,
             spec: Arc::clone(&task.spec),
             host_ports: host_ports(task).collect(),
+            networked: task.needs_network(),
             node_id: task.node_id,
         }
     }

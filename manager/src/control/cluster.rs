@@ -31,6 +31,12 @@ impl Core {
             return Err(Failure::out_of_date("cluster", &stored.spec.name));
         }
         validate::cluster(&spec)?;
+        if spec.mesh_pool != stored.spec.mesh_pool {
+            return Err(Failure::invalid(format!(
+                "`MeshPool`: {}: the nodes have their addresses in {}: it is set when the cluster is made",
+                spec.mesh_pool, stored.spec.mesh_pool
+            )));
+        }
         let rotates = rotate_worker_token || rotate_manager_token;
         if !rotates && (token_expires_at.is_some() || token_uses.is_some()) {
             return Err(Failure::invalid(

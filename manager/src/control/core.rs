@@ -2,13 +2,18 @@
 
 use super::answer::Answer;
 use super::error::Failure;
-use crate::consensus::{Consensus, IdSource, WallClock};
+use super::network::AttachRequest;
+use crate::consensus::{Consensus, IdSource, ProposeError, WallClock};
 use crate::netfeed::NetFeeds;
 use crate::store::{State, Store};
+use shoal_model::NodeId;
 use shoal_model::command::{ACTIONS_PER_COMMAND_MAX, StoreAction};
 use shoal_model::control::{ControlRequest, ControlResponse};
 use shoal_model::rpc::ErrorCode;
 use std::sync::Arc;
+
+/// Decisions about addresses in a row that others were faster than.
+const ALLOCATIONS_MAX: u32 = 20;
 
 /// What requests are executed with.
 #[derive(Clone)]
@@ -21,10 +26,12 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// Executes a request. `repeated`: an earlier attempt of the same request may have taken effect, so that finding its
-    /// effect is success.
+    /// Executes a request of the node `caller`. `repeated`: an earlier attempt of the same request may have taken effect,
+    /// so that finding its effect is success.
+    #[expect(clippy::too_many_lines, reason = "one flat table of requests")]
     pub(super) async fn execute(
         &self,
+        caller: NodeId,
         request: ControlRequest,
         repeated: bool,
     ) -> Result<Answer, Failure> {
@@ -75,13 +82,29 @@ impl Core {
             ControlRequest::RebindVolume { slot, name } => {
                 one(self.rebind_volume(&state, slot, &name, repeated).await?)
             }
-            ControlRequest::ListNetworks
-            | ControlRequest::GetNetwork(_)
-            | ControlRequest::CreateNetwork { .. }
-            | ControlRequest::RemoveNetwork(_)
-            | ControlRequest::AttachContainer { .. }
-            | ControlRequest::DetachContainer(_) => {
-                Err(Failure::invalid("networks are not served by this manager"))
+            ControlRequest::ListNetworks => Ok(self.list_networks(&state)),
+            ControlRequest::GetNetwork(id) => one(self.get_network(&state, id)?),
+            ControlRequest::CreateNetwork { id, spec } => {
+                one(self.create_network(&state, id, *spec).await?)
+            }
+            ControlRequest::RemoveNetwork(id) => {
+                one(self.remove_network(&state, id, repeated).await?)
+            }
+            ControlRequest::AttachContainer {
+                container_id,
+                name,
+                wishes,
+            } => {
+                let wish = AttachRequest {
+                    node_id: caller,
+                    container_id,
+                    name,
+                    wishes,
+                };
+                one(self.attach_container(&state, &wish).await?)
+            }
+            ControlRequest::DetachContainer(id) => {
+                one(self.detach_container(&state, caller, id).await?)
             }
             ControlRequest::NetworkCheck => self.network_check(&state),
             ControlRequest::RotateNetworkKeys { node_id } => {
@@ -102,6 +125,30 @@ impl Core {
     pub(crate) async fn propose(&self, actions: Vec<StoreAction>) -> Result<(), Failure> {
         self.consensus.propose(actions).await?;
         Ok(())
+    }
+
+    /// Commits what `decide` makes of a view. When somebody else was faster, it decides again from a newer one.
+    pub(super) async fn propose_decided<T: Send>(
+        &self,
+        state: &State,
+        decide: impl Fn(&State) -> Result<(Vec<StoreAction>, T), Failure> + Send + Sync,
+    ) -> Result<T, Failure> {
+        let mut newer: Option<Arc<State>> = None;
+        let mut decisions = 1;
+        loop {
+            let (actions, answer) = decide(newer.as_deref().unwrap_or(state))?;
+            if actions.is_empty() {
+                return Ok(answer);
+            }
+            match self.consensus.propose(actions).await {
+                Ok(_) => return Ok(answer),
+                Err(ProposeError::Rejected(_)) if decisions < ALLOCATIONS_MAX => {
+                    decisions += 1;
+                    newer = Some(self.fresh_view().await?);
+                }
+                Err(err) => return Err(err.into()),
+            }
+        }
     }
 
     /// Commits the row of actions in as many entries as it needs, in order.

@@ -1,5 +1,6 @@
 //! How failures of the store become answers.
 
+use crate::allocator::AllocationError;
 use crate::consensus::ProposeError;
 use shoal_model::command::Rejection;
 use shoal_model::rpc::{ErrorCode, RpcError};
@@ -57,6 +58,12 @@ impl From<RpcError> for Failure {
             error,
             effect: Effect::None,
         }
+    }
+}
+
+impl From<AllocationError> for Failure {
+    fn from(err: AllocationError) -> Self {
+        rpc_error(err.code(), &err).into()
     }
 }
 

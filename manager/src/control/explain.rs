@@ -2,6 +2,7 @@
 
 use super::core::Core;
 use super::error::Failure;
+use crate::loops::scheduler::NETWORK_FILTER;
 use crate::store::State;
 use shoal_model::control::{ControlResponse, Explanation, TaskExplanation};
 use shoal_model::{NodeState, Service, ServiceId, ServiceMode, Task, TaskState};
@@ -178,7 +179,16 @@ fn explain_waiting(state: &State, task: &Task, explanation: &mut TaskExplanation
         .nodes
         .iter()
         .any(|node| node.refusals.is_empty());
-    if let Some(refusal) = task.status.refusals.first().filter(|_| !fitting) {
+    let no_address = task
+        .status
+        .refusals
+        .iter()
+        .find(|it| it.filter == NETWORK_FILTER);
+    if let Some(refusal) = no_address.filter(|_| fitting) {
+        // A node fits, and the network has no address for the task there or anywhere else.
+        explanation.reason.clone_from(&refusal.reason);
+        explanation.fix.clone_from(&refusal.fix);
+    } else if let Some(refusal) = task.status.refusals.first().filter(|_| !fitting) {
         let all = task.status.refusals.iter().map(|r| r.reason.as_str());
         explanation.reason = all.collect::<Vec<_>>().join("; ");
         explanation.fix.clone_from(&refusal.fix);

@@ -10,7 +10,7 @@ use crate::store::Store;
 use shoal_model::control::{ControlRequest, ControlResponse};
 use shoal_model::rpc::{ErrorCode, Method, RpcError};
 use shoal_model::session::ManagerPeer;
-use shoal_model::{NodeId, NodeRole};
+use shoal_model::{Node, NodeId, NodeRole};
 use shoal_transport::{Connector, Expect, RpcStream, StreamError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,14 +92,18 @@ impl ControlApi {
         repeated: bool,
     ) -> Result<Answer, Failure> {
         let state = self.core.fresh_view().await?;
-        let is_manager = state
-            .node(caller)
-            .is_some_and(|node| role_now(node) == NodeRole::Manager);
-        if !is_manager {
-            let message = format!("node `{caller}` is no manager of this cluster");
+        let node = state.node(caller);
+        let (may, what) = if is_of_any_node(&request) {
+            (node.is_some(), "node")
+        } else {
+            let manages = |node: &Arc<Node>| role_now(node) == NodeRole::Manager;
+            (node.is_some_and(manages), "manager")
+        };
+        if !may {
+            let message = format!("node `{caller}` is no {what} of this cluster");
             return Err(Failure::new(ErrorCode::PermissionDenied, message));
         }
-        self.core.execute(request, repeated).await
+        self.core.execute(caller, request, repeated).await
     }
 
     async fn answer_own(
@@ -113,7 +117,9 @@ impl ControlApi {
         loop {
             let current = leadership.borrow_and_update().clone();
             let attempt = match current {
-                Leadership::Leader { .. } => self.core.execute(request.clone(), repeated).await,
+                Leadership::Leader { .. } => {
+                    self.core.execute(caller, request.clone(), repeated).await
+                }
                 Leadership::Follower { leader: Some(peer) } => {
                     let forwarded = ControlRequest::Forwarded {
                         caller,
@@ -175,6 +181,14 @@ impl ControlApi {
             Err(_) => Err(unknown("the leader did not answer in time")),
         }
     }
+}
+
+/// Requests that any node may make, about itself only ([`Method::Attach`]).
+pub(super) const fn is_of_any_node(request: &ControlRequest) -> bool {
+    matches!(
+        request,
+        ControlRequest::AttachContainer { .. } | ControlRequest::DetachContainer(_)
+    )
 }
 
 fn remote(first: ControlResponse, stream: RpcStream) -> Answer {

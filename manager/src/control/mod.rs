@@ -11,6 +11,7 @@ mod error;
 mod explain;
 mod feeds;
 pub mod forward;
+mod network;
 mod node;
 mod quorum;
 mod server;

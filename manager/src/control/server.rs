@@ -1,6 +1,6 @@
 //! Serves the control API on streams.
 
-use super::forward::ControlApi;
+use super::forward::{ControlApi, is_of_any_node};
 use crate::store::{Change, Entity, WatchItem};
 use shoal_model::control::{ControlRequest, ControlResponse, WatchEvent, WatchRequest};
 use shoal_model::rpc::{ErrorCode, RpcError};
@@ -20,6 +20,35 @@ impl ControlApi {
         let Some(request) = stream.recv::<ControlRequest>().await? else {
             return Ok(());
         };
+        self.reply(caller, request, stream).await
+    }
+
+    /// Serves one request about a container of the node `caller`, which may be a worker.
+    ///
+    /// # Errors
+    /// The stream broke; the caller is gone.
+    pub async fn serve_attach(
+        &self,
+        caller: NodeId,
+        mut stream: RpcStream,
+    ) -> Result<(), StreamError> {
+        let Some(request) = stream.recv::<ControlRequest>().await? else {
+            return Ok(());
+        };
+        if is_of_any_node(&request) {
+            return self.reply(caller, request, stream).await;
+        }
+        let message = "a node may only attach and detach its own containers by this call";
+        let error = RpcError::new(ErrorCode::PermissionDenied, message);
+        stream.reply::<ControlResponse>(&Err(error)).await
+    }
+
+    async fn reply(
+        &self,
+        caller: NodeId,
+        request: ControlRequest,
+        mut stream: RpcStream,
+    ) -> Result<(), StreamError> {
         match self.answer(caller, request).await {
             Ok(mut answer) => {
                 while let Some(frame) = answer.next().await {

@@ -4,6 +4,7 @@ use super::answer::Answer;
 use super::core::Core;
 use super::error::Failure;
 use super::validate;
+use crate::allocator;
 use crate::store::State;
 use shoal_model::command::{ACTIONS_PER_COMMAND_MAX, Object, StoreAction};
 use shoal_model::control::{ControlResponse, ServiceView};
@@ -38,34 +39,11 @@ impl Core {
         id: ServiceId,
         spec: ServiceSpec,
     ) -> Result<ControlResponse, Failure> {
-        if let Some(stored) = state.service(id) {
-            if stored.spec == spec && !stored.pending_delete {
-                return Ok(ControlResponse::ServiceCreated(id));
-            }
-            let message = format!(
-                "service id `{id}` belongs to service `{}`",
-                stored.spec.name
-            );
-            return Err(Failure::new(ErrorCode::AlreadyExists, message));
-        }
-        validate::service(&spec, down_limit_min(state))?;
-        refuse_taken_name(state, id, &spec.name)?;
-        let service = Service {
-            id,
-            meta: Meta::default(),
-            spec,
-            previous_spec: None,
-            vips: Vec::new(),
-            ports: Vec::new(),
-            spec_version: 1,
-            update_status: None,
-            pending_delete: false,
-        };
-        self.propose(vec![StoreAction::Create(Object::Service(Box::new(
-            service,
-        )))])
-        .await?;
-        Ok(ControlResponse::ServiceCreated(id))
+        self.propose_decided(state, |state| {
+            let actions = creation(state, id, &spec)?;
+            Ok((actions, ControlResponse::ServiceCreated(id)))
+        })
+        .await
     }
 
     /// Changes the spec; `None` returns to the previous one.
@@ -77,25 +55,27 @@ impl Core {
         wanted: Option<ServiceSpec>,
         repeated: bool,
     ) -> Result<ControlResponse, Failure> {
-        let stored = live_service(state, id)?;
-        if repeated && wanted.as_ref() == Some(&stored.spec) {
-            return Ok(ControlResponse::Done);
-        }
-        if stored.meta.version != version {
-            return Err(Failure::out_of_date("service", &stored.spec.name));
-        }
-        let spec = match wanted {
-            Some(spec) => spec,
-            None => previous_spec(stored)?,
-        };
-        validate::service(&spec, down_limit_min(state))?;
-        check_change(&stored.spec, &spec)?;
-        let service = changed(stored, spec, self.clock.now());
-        self.propose(vec![StoreAction::Update(Object::Service(Box::new(
-            service,
-        )))])
-        .await?;
-        Ok(ControlResponse::Done)
+        self.propose_decided(state, |state| {
+            let stored = live_service(state, id)?;
+            if repeated && wanted.as_ref() == Some(&stored.spec) {
+                return Ok((Vec::new(), ControlResponse::Done));
+            }
+            if stored.meta.version != version {
+                return Err(Failure::out_of_date("service", &stored.spec.name));
+            }
+            let spec = match &wanted {
+                Some(spec) => spec.clone(),
+                None => previous_spec(stored)?,
+            };
+            validate::service(&spec, down_limit_min(state))?;
+            check_change(&stored.spec, &spec)?;
+            check_networks(state, &spec)?;
+            let mut service = changed(stored, spec, self.clock.now());
+            let mut actions = allocator::service::fill(state, &mut service)?;
+            actions.push(StoreAction::Update(Object::Service(Box::new(service))));
+            Ok((actions, ControlResponse::Done))
+        })
+        .await
     }
 
     pub(super) async fn remove_service(
@@ -129,6 +109,56 @@ impl Core {
         }
         Ok(ControlResponse::Done)
     }
+}
+
+/// What makes a service; nothing, if it is there already.
+fn creation(state: &State, id: ServiceId, spec: &ServiceSpec) -> Result<Vec<StoreAction>, Failure> {
+    if let Some(stored) = state.service(id) {
+        if stored.spec == *spec && !stored.pending_delete {
+            return Ok(Vec::new());
+        }
+        let message = format!(
+            "service id `{id}` belongs to service `{}`",
+            stored.spec.name
+        );
+        return Err(Failure::new(ErrorCode::AlreadyExists, message));
+    }
+    validate::service(spec, down_limit_min(state))?;
+    refuse_taken_name(state, id, &spec.name)?;
+    check_networks(state, spec)?;
+    let mut service = Service {
+        id,
+        meta: Meta::default(),
+        spec: spec.clone(),
+        previous_spec: None,
+        vips: Vec::new(),
+        ports: Vec::new(),
+        spec_version: 1,
+        update_status: None,
+        pending_delete: false,
+    };
+    let mut actions = allocator::service::fill(state, &mut service)?;
+    actions.push(StoreAction::Create(Object::Service(Box::new(service))));
+    Ok(actions)
+}
+
+/// The networks are there, and are the user's.
+fn check_networks(state: &State, spec: &ServiceSpec) -> Result<(), Failure> {
+    for (place, attachment) in spec.task.networks.iter().enumerate() {
+        let field = format!("TaskTemplate.Networks[{place}].Target");
+        let id = attachment.network_id;
+        let Some(network) = state.network(id) else {
+            let message = format!("`{field}`: network `{id}` does not exist");
+            return Err(Failure::new(ErrorCode::NotFound, message));
+        };
+        if network.spec.ingress {
+            return Err(Failure::invalid(format!(
+                "`{field}`: `{}` carries published ports only: create a network (`shoal network create`) and name that",
+                network.spec.name
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn live_service(state: &State, id: ServiceId) -> Result<&Arc<Service>, Failure> {

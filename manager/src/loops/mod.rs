@@ -7,8 +7,10 @@
 //! * [`orchestrator`] makes tasks from services: slots, one task per node, restarts, updates.
 //! * [`scheduler`] gives pending tasks their nodes, or the reasons why they have none.
 //! * [`enforcer`] takes tasks off nodes that are drained or no longer satisfy the constraints.
+//! * [`allocator`] gives out the mesh's addresses, and takes back addresses that nobody uses.
 //! * [`reaper`] deletes what nobody needs any more.
 
+pub mod allocator;
 pub mod enforcer;
 pub mod orchestrator;
 pub mod reaper;
@@ -56,6 +58,9 @@ pub async fn run_all(context: LoopContext) {
     ));
     loops.spawn(runner::run(context.clone(), enforcer::Enforcer::default()));
     loops.spawn(runner::run(context.clone(), reaper::Reaper::default()));
+    let netfeeds = context.netfeeds.clone();
+    let allocator = allocator::AllocatorLoop::new(move || netfeeds.confirmed());
+    loops.spawn(runner::run(context.clone(), allocator));
     while let Some(ended) = loops.join_next().await {
         // A loop that panicked must not leave a leader that looks alive and does half of its work.
         if let Err(err) = ended

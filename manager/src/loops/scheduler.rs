@@ -1,14 +1,19 @@
 //! Gives pending tasks their nodes, or the reasons why they have none.
 
 use super::runner::{Moment, Pass, Reconciler};
+use crate::allocator::{Addresses, AllocationError};
 use crate::consensus::IdSource;
 use crate::store::{Change, Entity, State, holds_node};
 use shoal_model::command::StoreAction;
+use shoal_model::network::Endpoint;
 use shoal_model::task::Refusal;
 use shoal_model::{NodeId, Task, TaskId, TaskState, TaskStatus, Timestamp, VolumeId};
 use shoal_scheduler::{Cluster, TaskRequest, schedule};
 use std::collections::BTreeSet;
 use std::time::Duration;
+
+/// Name of the refusals of tasks that get no address.
+pub(crate) const NETWORK_FILTER: &str = "network";
 
 /// What a task without a node says.
 const NO_NODE_MESSAGE: &str = "no suitable node";
@@ -32,9 +37,19 @@ pub fn cluster_of(state: &State) -> Cluster {
     cluster
 }
 
+/// What was decided.
+#[derive(Debug, Default)]
+pub struct Placed {
+    /// What to propose.
+    pub pass: Pass,
+    /// Tasks wait for addresses that change their nodes with this pass: plan again once it is made.
+    pub again: bool,
+}
+
 /// Places what waits. `cluster` is the view of `state`, and holds the placements afterwards.
-pub fn plan(state: &State, cluster: &mut Cluster, now: Timestamp, ids: &dyn IdSource) -> Pass {
-    let mut pass = Pass::default();
+pub fn plan(state: &State, cluster: &mut Cluster, now: Timestamp, ids: &dyn IdSource) -> Placed {
+    let mut placed = Placed::default();
+    let pass = &mut placed.pass;
     let mut requests = Vec::new();
     for task in state.tasks_unassigned() {
         match task.not_before.filter(|&at| at > now) {
@@ -43,41 +58,99 @@ pub fn plan(state: &State, cluster: &mut Cluster, now: Timestamp, ids: &dyn IdSo
         }
     }
     if requests.is_empty() {
-        return pass;
+        return placed;
     }
     let decided = schedule(cluster, &requests, now);
-    let assigned = decided
-        .placements
-        .iter()
-        .filter_map(|&(task_id, node_id)| assign(state, task_id, node_id, ids));
-    let refused = decided
-        .unplaced
+    let mut addresses = Addresses::new(state);
+    let mut assigned = Vec::with_capacity(decided.placements.len());
+    let mut unplaced = decided.unplaced;
+    for (task_id, node_id) in decided.placements {
+        let Some(task) = state.task(task_id) else {
+            continue;
+        };
+        match endpoints(state, &mut addresses, task, node_id) {
+            Ok(endpoints) => assigned.push(assign(state, task, node_id, endpoints, ids)),
+            Err(err) => {
+                // The placement is taken back: the view shows the task as the store has it.
+                cluster.upsert_task(task);
+                if matches!(err, AllocationError::Moving { .. }) {
+                    placed.again = true;
+                } else {
+                    unplaced.push((task_id, vec![no_address(&err)]));
+                }
+            }
+        }
+    }
+    let refused = unplaced
         .into_iter()
         .filter_map(|(task_id, refusals)| refuse(state, task_id, refusals, now));
-    pass.actions = assigned.chain(refused).collect();
-    pass
+    // Leases come first: an entry that holds an assignment, or one before it, holds its lease.
+    pass.actions = addresses.into_actions();
+    pass.actions.extend(assigned);
+    pass.actions.extend(refused);
+    placed
+}
+
+/// The addresses that the task needs on its node.
+fn endpoints(
+    state: &State,
+    addresses: &mut Addresses<'_>,
+    task: &Task,
+    node_id: NodeId,
+) -> Result<Vec<Endpoint>, AllocationError> {
+    if !task.needs_network() {
+        return Ok(Vec::new());
+    }
+    let networks = state.networks_of(task).ok_or(AllocationError::NoIngress)?;
+    addresses.endpoints(&networks, node_id, task.id.bits())
+}
+
+fn no_address(err: &AllocationError) -> Refusal {
+    let fix = match err {
+        AllocationError::Exhausted { .. } => {
+            "remove tasks or containers of the network, or make a larger one and update the service to it"
+        }
+        AllocationError::NoNetwork(_) => "update the service to a network that exists",
+        AllocationError::NoIngress
+        | AllocationError::Moving { .. }
+        | AllocationError::Invalid { .. }
+        | AllocationError::Overlap { .. }
+        | AllocationError::NoSubnet { .. }
+        | AllocationError::NoIpv6Subnet { .. }
+        | AllocationError::AddressTaken { .. }
+        | AllocationError::BadAddress { .. }
+        | AllocationError::PortTaken { .. }
+        | AllocationError::NoPort { .. }
+        | AllocationError::NoMeshAddress { .. } => "wait, or see the log of the leading manager",
+    };
+    Refusal {
+        filter: NETWORK_FILTER.to_owned(),
+        reason: err.to_string(),
+        fix: fix.to_owned(),
+        nodes: 0,
+    }
 }
 
 fn assign(
     state: &State,
-    task_id: TaskId,
+    task: &Task,
     node_id: NodeId,
+    endpoints: Vec<Endpoint>,
     ids: &dyn IdSource,
-) -> Option<StoreAction> {
-    let task = state.task(task_id)?;
+) -> StoreAction {
     let names: BTreeSet<&str> = task.spec.named_volumes().collect();
     let new_volumes = names
         .into_iter()
         .filter(|name| state.volume_by_name(node_id, name).is_none())
         .map(|name| (VolumeId::from_bits(ids.bits()), name.to_owned()))
         .collect();
-    Some(StoreAction::Assign {
-        task_id,
+    StoreAction::Assign {
+        task_id: task.id,
         version: task.meta.version,
         node_id,
         new_volumes,
-        endpoints: Vec::new(),
-    })
+        endpoints,
+    }
 }
 
 /// Writes the reasons down, unless they stand there already.
@@ -158,26 +231,26 @@ impl Reconciler for SchedulerLoop {
                 self.cluster.remove_volume(volume.id);
                 self.relevant = true;
             }
-            (Some(Entity::Service(service)), None) => self.cluster.forget_service(service.id),
+            (Some(Entity::Service(service)), None) => {
+                self.cluster.forget_service(service.id);
+                // Its virtual addresses are free.
+                self.relevant |= !service.vips.is_empty();
+            }
+            // Addresses that a task waits for may be there now.
+            (_, Some(Entity::Network(_)))
+            | (Some(Entity::Network(_) | Entity::Lease(_) | Entity::Attachment(_)), None) => {
+                self.relevant = true;
+            }
             (
                 _,
                 Some(
                     Entity::Service(_)
-                    | Entity::Network(_)
                     | Entity::Lease(_)
                     | Entity::Attachment(_)
                     | Entity::Cluster(_),
                 ),
             )
-            | (
-                Some(
-                    Entity::Cluster(_)
-                    | Entity::Network(_)
-                    | Entity::Lease(_)
-                    | Entity::Attachment(_),
-                ),
-                None,
-            )
+            | (Some(Entity::Cluster(_)), None)
             | (None, None) => {}
         }
     }
@@ -189,7 +262,13 @@ impl Reconciler for SchedulerLoop {
         if !relevant && !state.tasks_unassigned().any(|task| due(task)) {
             return delays(state, now.wall);
         }
-        plan(state, &mut self.cluster, now.wall, ids)
+        let placed = plan(state, &mut self.cluster, now.wall, ids);
+        let mut pass = placed.pass;
+        if placed.again {
+            self.relevant = true;
+            pass.wake_after(Duration::ZERO);
+        }
+        pass
     }
 }
 

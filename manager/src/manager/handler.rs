@@ -87,13 +87,10 @@ impl ManagerHandle {
             (Method::RaftJoin, Some(caller)) => parts.roles.serve_raft_join(caller, stream).await,
             (Method::Control, Some(caller)) => parts.control.serve(caller, stream).await,
             (Method::ControlWatch, Some(_)) => parts.control.serve_watch(stream).await,
+            (Method::Attach, Some(caller)) => parts.control.serve_attach(caller, stream).await,
             (Method::NetFeed, _) => {
                 parts.core.netfeeds.handle(peer, stream).await;
                 Ok(())
-            }
-            (Method::Attach, _) => {
-                let error = RpcError::new(ErrorCode::InvalidArgument, "networks are not served");
-                stream.reply::<()>(&Err(error)).await
             }
             (Method::TaskLogs | Method::NetCheck, _) => {
                 let error = RpcError::new(
@@ -103,7 +100,14 @@ impl ManagerHandle {
                 stream.reply::<()>(&Err(error)).await
             }
             // The access table lets nobody without a certificate come here.
-            (Method::Leave | Method::RaftJoin | Method::Control | Method::ControlWatch, None) => {
+            (
+                Method::Leave
+                | Method::Attach
+                | Method::RaftJoin
+                | Method::Control
+                | Method::ControlWatch,
+                None,
+            ) => {
                 let error = RpcError::new(ErrorCode::PermissionDenied, "a certificate is needed");
                 stream.reply::<()>(&Err(error)).await
             }

@@ -17,6 +17,7 @@ mod term;
 mod tests;
 
 pub use catalogue::view;
+pub(crate) use records::record;
 pub use records::{in_rotation, is_reachable, serves};
 pub(crate) use term::FeedTerm;
 

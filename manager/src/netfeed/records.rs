@@ -44,7 +44,7 @@ fn is_lost(state: &State, node_id: NodeId) -> bool {
 }
 
 /// The record of `key` as `state` has it; `None`: there is nothing to tell.
-pub(super) fn record(state: &State, key: NetKey) -> Option<NetRecord> {
+pub(crate) fn record(state: &State, key: NetKey) -> Option<NetRecord> {
     match key {
         NetKey::Node(id) => node(state.node(id)?).map(NetRecord::Node),
         NetKey::Network(id) => Some(NetRecord::Network(network(state.network(id)?))),

@@ -1,6 +1,7 @@
 //! Filters: each says of a node whether it can take the task, and of the nodes that it refused why, and what helps.
 
 mod constraints;
+mod network;
 mod platform;
 mod ports;
 mod ready;
@@ -12,6 +13,7 @@ use crate::cluster::Cluster;
 use crate::node::{NodeEntry, Seat};
 use crate::request::TaskRequest;
 use constraints::ConstraintFilter;
+use network::NetworkFilter;
 use platform::PlatformFilter;
 pub use platform::platform_matches;
 use ports::PortFilter;
@@ -37,6 +39,7 @@ pub(crate) trait Filter {
 /// The filters of one request, in the order in which they are asked.
 pub(crate) struct Filters<'a> {
     ready: ReadyFilter,
+    network: NetworkFilter,
     platform: PlatformFilter<'a>,
     constraints: ConstraintFilter<'a>,
     volume: VolumeFilter<'a>,
@@ -50,6 +53,7 @@ impl<'a> Filters<'a> {
         let placement = &request.spec.placement;
         Self {
             ready: ReadyFilter,
+            network: NetworkFilter::new(request.networked),
             platform: PlatformFilter::new(&placement.platforms),
             constraints: ConstraintFilter::new(&placement.constraints),
             volume: VolumeFilter::new(cluster, request),
@@ -62,15 +66,19 @@ impl<'a> Filters<'a> {
     /// The filters whose answer changes with what runs on the node. The others are answered by the eligibility bits,
     /// the set of nodes that take tasks, and the home of the slot.
     pub(crate) fn room(&self, seat: Seat<'_>) -> bool {
-        self.resources.admits(seat) && self.ports.admits(seat) && self.replicas.admits(seat)
+        self.network.admits(seat)
+            && self.resources.admits(seat)
+            && self.ports.admits(seat)
+            && self.replicas.admits(seat)
     }
 
-    fn all(&self) -> [&dyn Filter; 7] {
+    fn all(&self) -> [&dyn Filter; 8] {
         [
             &self.ready,
             &self.platform,
             &self.constraints,
             &self.volume,
+            &self.network,
             &self.resources,
             &self.ports,
             &self.replicas,
@@ -98,7 +106,7 @@ impl<'a> Filters<'a> {
     /// One refusal per filter over all nodes; a node counts for the first filter that refuses it.
     pub(crate) fn aggregate<'n>(&self, seats: impl Iterator<Item = Seat<'n>>) -> Vec<Refusal> {
         let filters = self.all();
-        let mut refused: [Vec<&NodeEntry>; 7] = Default::default();
+        let mut refused: [Vec<&NodeEntry>; 8] = Default::default();
         let mut any = false;
         for seat in seats {
             any = true;

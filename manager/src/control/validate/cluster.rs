@@ -1,6 +1,7 @@
 //! Settings of the cluster.
 
-use super::{Invalid, LEASE_MARGIN_MS, ensure, labels};
+use super::{Invalid, LEASE_MARGIN_MS, ensure, labels, list_bound};
+use crate::allocator::subnets::IPV4_PREFIX_LEN;
 use shoal_model::ClusterSpec;
 use std::ops::RangeInclusive;
 
@@ -12,6 +13,12 @@ const DOWN_LIMIT_MS_MAX: u64 = 24 * 3600 * 1000;
 
 /// Lives of node certificates, in seconds: an hour to ten years.
 const NODE_CERT_EXPIRY_S: RangeInclusive<u64> = 3600..=10 * 365 * 24 * 3600;
+
+/// Prefix lengths of the mesh's pool.
+const MESH_PREFIX_LEN: RangeInclusive<u8> = 8..=24;
+
+/// Ages of WireGuard keys, in seconds: an hour to a year.
+const KEY_ROTATION_S: RangeInclusive<u64> = 3600..=365 * 24 * 3600;
 
 /// Raft entries between snapshots.
 const SNAPSHOT_INTERVAL_ENTRIES: RangeInclusive<u64> = 100..=10_000_000;
@@ -64,7 +71,44 @@ pub fn cluster(spec: &ClusterSpec) -> Result<(), Invalid> {
         "Dispatcher.DownLimit",
         spec.down_limit_ms,
         &(down_min..=DOWN_LIMIT_MS_MAX),
-    )
+    )?;
+    within("KeyRotation", spec.key_rotation_s, &KEY_ROTATION_S)?;
+    pools(spec)
+}
+
+fn pools(spec: &ClusterSpec) -> Result<(), Invalid> {
+    const POOLS: &str = "DefaultAddrPool";
+    let length = spec.subnet_prefix_len;
+    ensure(IPV4_PREFIX_LEN.contains(&length), "SubnetSize", || {
+        let (first, last) = (IPV4_PREFIX_LEN.start(), IPV4_PREFIX_LEN.end());
+        format!("{length}: {first} to {last} are allowed")
+    })?;
+    list_bound(POOLS, &spec.address_pools)?;
+    ensure(!spec.address_pools.is_empty(), POOLS, || {
+        "no pool is given: networks need addresses".to_owned()
+    })?;
+    for (place, pool) in spec.address_pools.iter().enumerate() {
+        ensure(*pool == pool.trunc(), POOLS, || {
+            format!("{pool} has host bits set: it should be {}", pool.trunc())
+        })?;
+        ensure(pool.prefix_len() <= length, POOLS, || {
+            format!("{pool} is smaller than one subnet of /{length}")
+        })?;
+        let others = &spec.address_pools[..place];
+        let other = others
+            .iter()
+            .find(|it| it.contains(pool) || pool.contains(*it));
+        ensure(other.is_none(), POOLS, || {
+            let other = other.map(ToString::to_string).unwrap_or_default();
+            format!("{pool} overlaps {other}")
+        })?;
+    }
+    let mesh = spec.mesh_pool;
+    let well_formed = mesh == mesh.trunc() && MESH_PREFIX_LEN.contains(&mesh.prefix_len());
+    ensure(well_formed, "MeshPool", || {
+        let (first, last) = (MESH_PREFIX_LEN.start(), MESH_PREFIX_LEN.end());
+        format!("{mesh}: give a network from /{first} to /{last} without host bits")
+    })
 }
 
 fn within(field: &str, value: u64, range: &RangeInclusive<u64>) -> Result<(), Invalid> {

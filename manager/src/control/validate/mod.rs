@@ -4,6 +4,7 @@ mod cluster;
 mod container;
 mod mounts;
 mod names;
+mod network;
 mod node;
 mod ports;
 mod service;
@@ -11,7 +12,8 @@ mod service;
 mod tests;
 
 pub use cluster::cluster;
-pub use names::{image_reference, service_name, volume_name};
+pub use names::{image_reference, network_name, service_name, volume_name};
+pub use network::{NETWORKS_PER_CONTAINER_MAX, attachment, network};
 pub use node::node;
 pub use service::service;
 

@@ -5,6 +5,9 @@ use super::{Invalid, ensure};
 /// Most characters of a service's name: it is a DNS label.
 const SERVICE_NAME_CHARS_MAX: usize = 63;
 
+/// Most characters of a network's name: containers find it in their search domains.
+const NETWORK_NAME_CHARS_MAX: usize = 63;
+
 /// Most characters of a volume's name: it is a directory.
 const VOLUME_NAME_CHARS_MAX: usize = 255;
 
@@ -27,6 +30,28 @@ pub fn service_name(name: &str) -> Result<(), Invalid> {
     ensure(well_formed, "Name", || {
         format!(
             "`{}` is not a service name: use at most {SERVICE_NAME_CHARS_MAX} letters, digits, `-` and `_`, \
+             beginning and ending with a letter or digit",
+            name.escape_debug()
+        )
+    })
+}
+
+/// A network's name: letters, digits, `-`, `_` and `.`, the first and the last a letter or digit, at most 63.
+///
+/// # Errors
+/// [`Invalid`] naming `Name`.
+pub fn network_name(name: &str) -> Result<(), Invalid> {
+    ensure(!name.is_empty(), "Name", || {
+        "the name is empty: give one".to_owned()
+    })?;
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let edges = [name.bytes().next(), name.bytes().last()];
+    let well_formed = name.bytes().all(inner)
+        && edges.iter().flatten().all(u8::is_ascii_alphanumeric)
+        && name.len() <= NETWORK_NAME_CHARS_MAX;
+    ensure(well_formed, "Name", || {
+        format!(
+            "`{}` is not a network name: use at most {NETWORK_NAME_CHARS_MAX} letters, digits, `-`, `_` and `.`, \
              beginning and ending with a letter or digit",
             name.escape_debug()
         )

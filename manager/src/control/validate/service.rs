@@ -1,6 +1,8 @@
 //! Service specs.
 
-use super::{Invalid, REPLICAS_MAX, container, duration, ensure, labels, list_bound, names, ports};
+use super::{
+    Invalid, REPLICAS_MAX, container, duration, ensure, labels, list_bound, names, network, ports,
+};
 use crate::store::bounds::{SERVICE_SPEC_BYTES_MAX, service_spec_bytes};
 use shoal_model::resources::ResourceRequirements;
 use shoal_model::spec::{LogDriver, Placement, RestartPolicy, UpdateConfig};
@@ -69,6 +71,7 @@ fn task(spec: &TaskSpec) -> Result<(), Invalid> {
     resources(&spec.resources)?;
     restart(&spec.restart)?;
     placement(&spec.placement)?;
+    network::task_networks(&spec.networks)?;
     match &spec.log_driver {
         Some(driver) => log_driver(driver),
         None => Ok(()),

@@ -44,7 +44,7 @@ impl<'a> Maker<'a> {
             node_id,
             spec: Arc::clone(&self.spec),
             spec_version: service.spec_version,
-            ports: service.spec.endpoint.ports.clone(),
+            ports: service.ports.clone(),
             on_partition: service.spec.effective_on_partition(),
             desired: TaskState::Running,
             status: TaskStatus {

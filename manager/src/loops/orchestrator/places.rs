@@ -168,7 +168,7 @@ pub(crate) fn is_serving(task: &Task) -> bool {
 /// The task runs what the service says now: it was made from that version, or from an equal one before a rollback.
 pub(crate) fn is_current(service: &Service, task: &Task) -> bool {
     task.spec_version >= service.spec_version
-        || (*task.spec == service.spec.task && task.ports == service.spec.endpoint.ports)
+        || (*task.spec == service.spec.task && task.ports == service.ports)
 }
 
 pub(crate) fn end(task: &Task, desired: TaskState) -> StoreAction {

@@ -8,6 +8,7 @@ use super::Scene;
 use super::new_task::Maker;
 use super::places::{Place, PlaceTasks, end, is_current, is_live, is_serving, is_wanted, places};
 use super::restart::{Verdict, ended_badly, judge};
+use crate::allocator::{self, AllocationError};
 use crate::loops::runner::Pass;
 use crate::store::holds_node;
 use shoal_model::command::{Object, StoreAction};
@@ -105,7 +106,7 @@ fn advance(scene: &Scene<'_>, progress: &Progress<'_, '_>, pass: &mut Pass) {
     let config = &service.spec.update;
     let tolerated = progress.total * u64::from(config.max_failure_permille) / 1_000;
     if progress.failed > tolerated && config.failure_action != FailureAction::Continue {
-        pass.actions.push(fail(scene, progress.failed));
+        pass.actions.extend(fail(scene, progress.failed));
         return;
     }
     if progress.outdated.is_empty() {
@@ -187,7 +188,7 @@ fn monitored(scene: &Scene<'_>, progress: &Progress<'_, '_>, pass: &mut Pass) ->
     }
 }
 
-fn fail(scene: &Scene<'_>, failed: u64) -> StoreAction {
+fn fail(scene: &Scene<'_>, failed: u64) -> Vec<StoreAction> {
     let service = scene.service;
     let why = match failed {
         1 => "1 task of the new version failed".to_owned(),
@@ -197,32 +198,43 @@ fn fail(scene: &Scene<'_>, failed: u64) -> StoreAction {
         .update_status
         .as_ref()
         .map_or(scene.now.wall, |status| status.started_at);
+    let paused = |message: String| {
+        let status = UpdateStatus {
+            state: UpdateState::Paused,
+            started_at,
+            completed_at: None,
+            message,
+        };
+        vec![with_status(service, status)]
+    };
     let rolls_back = service.spec.update.failure_action == FailureAction::Rollback;
     match &service.previous_spec {
-        Some(previous) if rolls_back => {
-            let mut service = service.clone();
-            service.spec = ServiceSpec::clone(previous);
-            // A rollback that fails is not rolled back again.
-            service.previous_spec = None;
-            service.spec_version += 1;
-            service.update_status = Some(UpdateStatus {
-                state: UpdateState::Updating,
-                started_at: scene.now.wall,
-                completed_at: None,
-                message: format!("rolling back: {why}"),
-            });
-            StoreAction::Update(Object::Service(Box::new(service)))
-        }
-        Some(_) | None => with_status(
-            service,
-            UpdateStatus {
-                state: UpdateState::Paused,
-                started_at,
-                completed_at: None,
-                message: format!("update paused: {why}"),
-            },
-        ),
+        Some(previous) if rolls_back => rolled_back(scene, previous, &why)
+            .unwrap_or_else(|err| paused(format!("update paused: {why}, and no rollback: {err}"))),
+        Some(_) | None => paused(format!("update paused: {why}")),
     }
+}
+
+/// The service with its previous spec, and with the addresses and ports that it asks for.
+fn rolled_back(
+    scene: &Scene<'_>,
+    previous: &ServiceSpec,
+    why: &str,
+) -> Result<Vec<StoreAction>, AllocationError> {
+    let mut service = scene.service.clone();
+    service.spec = ServiceSpec::clone(previous);
+    let mut actions = allocator::service::fill(scene.state, &mut service)?;
+    // A rollback that fails is not rolled back again.
+    service.previous_spec = None;
+    service.spec_version += 1;
+    service.update_status = Some(UpdateStatus {
+        state: UpdateState::Updating,
+        started_at: scene.now.wall,
+        completed_at: None,
+        message: format!("rolling back: {why}"),
+    });
+    actions.push(StoreAction::Update(Object::Service(Box::new(service))));
+    Ok(actions)
 }
 
 fn with_status(service: &Service, status: UpdateStatus) -> StoreAction {

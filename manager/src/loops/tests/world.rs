@@ -376,10 +376,10 @@ impl World {
         let service = Service {
             id: ServiceId::from_bits(self.ids.bits()),
             meta: Meta::default(),
+            ports: spec.endpoint.ports.clone(),
             spec,
             previous_spec: None,
             vips: Vec::new(),
-            ports: Vec::new(),
             spec_version: 1,
             update_status: None,
             pending_delete: false,
