@@ -319,7 +319,12 @@ fn root_the_machines_networks_are_its_routes_without_the_default_and_the_overlay
         let texts: Vec<String> = networks.iter().map(ToString::to_string).collect();
         assert_eq!(
             texts,
-            ["172.31.7.0/24", "192.0.2.0/24", "198.51.100.0/24", "fd77::/64"]
+            [
+                "172.31.7.0/24",
+                "192.0.2.0/24",
+                "198.51.100.0/24",
+                "fd77::/64"
+            ]
         );
     });
 }

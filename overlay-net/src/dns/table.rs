@@ -49,6 +49,9 @@ pub struct DnsKey {
 pub struct DnsNetwork {
     /// Its name in lower case, the domain of its names.
     pub name: String,
+    /// It has no names: it is the network of published ports, which brings services together that were never meant to
+    /// know each other.
+    pub nameless: bool,
     /// Its containers learn nothing of the outside.
     pub internal: bool,
     /// Addresses that nobody outside is asked about.
@@ -119,6 +122,7 @@ impl DnsTable {
         for network in state.networks.values() {
             let known = DnsNetwork {
                 name: network.name.to_lowercase(),
+                nameless: network.ingress,
                 internal: network.internal,
                 subnets: network.subnets,
             };
@@ -140,6 +144,11 @@ impl DnsTable {
         table
     }
 
+    fn has_names(&self, network_id: NetworkId) -> bool {
+        let network = self.networks.get(&network_id);
+        network.is_some_and(|network| !network.nameless)
+    }
+
     fn add_service(
         &mut self,
         service: &NetService,
@@ -150,7 +159,7 @@ impl DnsTable {
         let rotation: BTreeSet<_> = rotation.iter().map(|member| member.id).collect();
         for attachment in &service.networks {
             let network_id = attachment.network_id;
-            if !self.networks.contains_key(&network_id) {
+            if !self.has_names(network_id) {
                 continue;
             }
             let vip = service.vips.iter().find(|vip| vip.network_id == network_id);
@@ -179,7 +188,7 @@ impl DnsTable {
             .rotation(OnPartition::Keep, std::iter::once(endpoint))
             .is_empty();
         for end in &endpoint.endpoints {
-            if !self.networks.contains_key(&end.network_id) {
+            if !self.has_names(end.network_id) {
                 continue;
             }
             let mut aliases = lower(&end.aliases);

@@ -19,12 +19,14 @@ const STATE: &str = "
 network backend 10.0.0.0/24 fd00:0:0:1::/64
 network Front 10.0.1.0/24
 network vault 10.0.2.0/24 internal
+network ingress 10.0.3.0/24
 service web backend vip=10.0.0.2 www
 service db backend dnsrr
 service empty backend vip=10.0.0.3
 service gone backend dnsrr
 service Mixed backend vip=10.0.0.4
 service agent front dnsrr
+service open ingress vip=10.0.3.2
 task web 1 n1 10.0.0.10
 task web 2 n2 10.0.0.11
 task web 3 n3 10.0.0.12 out
@@ -35,6 +37,7 @@ task agent.node1 0 n1 10.0.1.5
 task agent.node2 0 n2 10.0.1.6
 container box n1 backend 10.0.0.30 toolbox
 container pair n2 backend 10.0.0.31 web-debug
+task open 1 n1 10.0.3.3
 container keys n1 vault 10.0.2.7
 ";
 
@@ -114,7 +117,7 @@ fn add_network(state: &mut NetState, name: &str, ipv4: &str, rest: &[&str]) {
             gateway_ipv6: None,
         },
         internal: rest.contains(&"internal"),
-        ingress: false,
+        ingress: name == "ingress",
         mtu: None,
     };
     state.networks.insert(network.id, network);
@@ -267,7 +270,7 @@ fn a_slots_names_are_its_task_ready_or_not() {
     BACKEND.check("3.www A", "10.0.0.12");
     BACKEND.check("03.web A", "outside");
     BACKEND.check("4.web A", "outside");
-    let id = TaskId::from_bits(10);
+    let id = TaskId::from_bits(12);
     BACKEND.check(&format!("web.1.{id} A"), "10.0.0.10");
     BACKEND.check(&format!("web.2.{id} A"), "outside");
     let front = View {
@@ -282,7 +285,7 @@ fn a_slots_names_are_its_task_ready_or_not() {
 fn containers_have_name_alias_and_short_id() {
     BACKEND.check("box A", "10.0.0.30");
     BACKEND.check("toolbox A", "10.0.0.30");
-    let id = ContainerId::from_bytes([18; 32]);
+    let id = ContainerId::from_bytes([20; 32]);
     BACKEND.check(&format!("{} AAAA", id.short()), "fd00:0:0:1::1e");
     BACKEND.check("tasks.box A", "outside");
 }
@@ -346,6 +349,18 @@ fn internal_networks_learn_nothing_of_the_outside() {
         ..BACKEND
     };
     unknown.check("example.org A", "ServFail");
+}
+
+#[test]
+fn the_network_of_published_ports_has_no_names() {
+    let ingress = View {
+        networks: &["ingress"],
+        ..BACKEND
+    };
+    for question in ["open A", "tasks.open A", "1.open A", "example.org A"] {
+        ingress.check(question, "outside");
+    }
+    ingress.check("3.3.0.10.in-addr.arpa PTR", "NXDomain");
 }
 
 #[test]
