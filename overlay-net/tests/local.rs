@@ -302,15 +302,17 @@ fn root_the_machines_networks_are_its_routes_without_the_default_and_the_overlay
     in_own_namespaces(async |scene| {
         let own = scene.bridge.name.split('-').next().unwrap();
         for command in [
-            "link add uplink type dummy".to_owned(),
+            "link add uplink type veth peer name outside".to_owned(),
             "link set uplink up".to_owned(),
+            "link set outside up".to_owned(),
             "addr add 192.0.2.5/24 dev uplink".to_owned(),
             "route add default via 192.0.2.1".to_owned(),
             "route add 198.51.100.0/24 via 192.0.2.1".to_owned(),
             "route add 203.0.113.0/24 via 192.0.2.1 table 77".to_owned(),
             "addr add fd77::5/64 dev uplink nodad".to_owned(),
-            format!("link add {own}w type dummy"),
+            format!("link add {own}w type veth peer name {own}y"),
             format!("link set {own}w up"),
+            format!("link set {own}y up"),
             format!("route add 10.20.0.0/16 dev {own}w"),
         ] {
             listed(&format!("ip {command}"));

@@ -1,5 +1,7 @@
 //! Sessions over in-memory streams, with an in-memory consensus and paused time.
 
+mod gate;
+
 use super::{Dispatcher, DispatcherContext};
 use crate::consensus::{Consensus, IdSource, Leadership, Member, ProposeError, WallClock};
 use crate::netfeed::NetFeeds;
@@ -261,6 +263,18 @@ impl Fixture {
     }
 
     fn connect(&self, node_id: NodeId) -> RpcStream {
+        let dispatcher = self.dispatcher.clone();
+        self.serve(node_id, |peer, stream| async move {
+            dispatcher.handle(peer, stream).await;
+        })
+    }
+
+    /// The node's end of a stream whose other end is served by `serve`.
+    fn serve<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        node_id: NodeId,
+        serve: impl FnOnce(Peer, RpcStream) -> F,
+    ) -> RpcStream {
         let (near, far) = tokio::io::duplex(1 << 20);
         let (read, write) = tokio::io::split(far);
         let served = RpcStream::new(Box::new(read), Box::new(write));
@@ -273,8 +287,7 @@ impl Fixture {
                 public_key_digest: [0; 32],
             }),
         };
-        let dispatcher = self.dispatcher.clone();
-        tokio::spawn(async move { dispatcher.handle(peer, served).await });
+        tokio::spawn(serve(peer, served));
         let (read, write) = tokio::io::split(near);
         RpcStream::new(Box::new(read), Box::new(write))
     }

@@ -1,5 +1,7 @@
 //! An agent with a fake runtime and a scripted manager, in paused time.
 
+mod feed;
+
 use crate::agent::{Agent, AgentClock, AgentHandle, AgentOptions};
 use crate::disk::{AgentDisk, DiskError};
 use crate::network::AgentNetwork;
@@ -63,6 +65,7 @@ struct Container {
 struct FakeRuntime {
     containers: watch::Sender<BTreeMap<ContainerId, Container>>,
     missing_volume: Mutex<bool>,
+    stop_takes: Mutex<Duration>,
 }
 
 impl FakeRuntime {
@@ -70,6 +73,7 @@ impl FakeRuntime {
         Self {
             containers: watch::Sender::new(BTreeMap::new()),
             missing_volume: Mutex::new(false),
+            stop_takes: Mutex::default(),
         }
     }
 
@@ -166,6 +170,8 @@ impl TaskRuntime for FakeRuntime {
     }
 
     async fn stop(&self, id: ContainerId) -> Result<(), RuntimeError> {
+        let takes = *self.stop_takes.lock().unwrap();
+        tokio::time::sleep(takes).await;
         self.containers.send_modify(|all| {
             if let Some(container) = all.get_mut(&id) {
                 container.phase = ContainerPhase::Exited(exit(143));
@@ -205,7 +211,10 @@ impl TaskRuntime for FakeRuntime {
 }
 
 /// Hands the manager's end of each stream to the test.
-struct Network(mpsc::Sender<RpcStream>);
+struct Network {
+    sessions: mpsc::Sender<RpcStream>,
+    feeds: mpsc::Sender<RpcStream>,
+}
 
 #[async_trait]
 impl Connector for Network {
@@ -215,13 +224,17 @@ impl Connector for Network {
         _expect: Expect,
         method: Method,
     ) -> Result<RpcStream, TransportError> {
-        assert_eq!(method, Method::Session);
+        let streams = match method {
+            Method::Session => &self.sessions,
+            Method::NetFeed => &self.feeds,
+            other => panic!("{other:?}"),
+        };
         let (near, far) = tokio::io::duplex(1 << 20);
         let (read, write) = tokio::io::split(far);
         let served = RpcStream::new(Box::new(read), Box::new(write));
         let limit = Duration::ZERO;
         let refused = TransportError::TimedOut { addr, limit };
-        self.0.try_send(served).map_err(|_| refused)?;
+        streams.try_send(served).map_err(|_| refused)?;
         let (read, write) = tokio::io::split(near);
         Ok(RpcStream::new(Box::new(read), Box::new(write)))
     }
@@ -232,6 +245,7 @@ struct Fixture {
     runtime: Arc<FakeRuntime>,
     disk: Arc<MemoryDisk>,
     sessions: mpsc::Receiver<RpcStream>,
+    feeds: mpsc::Receiver<RpcStream>,
 }
 
 async fn start(runtime: Arc<FakeRuntime>, disk: Arc<MemoryDisk>) -> Fixture {
@@ -244,8 +258,13 @@ async fn start_with(
     network: Option<AgentNetwork>,
 ) -> Fixture {
     let (sender, sessions) = mpsc::channel(1);
+    let (feed_sender, feeds) = mpsc::channel(1);
+    let connector = Network {
+        sessions: sender,
+        feeds: feed_sender,
+    };
     let agent = Agent::start(AgentOptions {
-        connector: Arc::new(Network(sender)),
+        connector: Arc::new(connector),
         seeds: vec!["10.0.0.1:2377".parse().unwrap()],
         disk: Arc::clone(&disk) as Arc<dyn AgentDisk>,
         runtime: Arc::clone(&runtime) as Arc<dyn TaskRuntime>,
@@ -261,6 +280,7 @@ async fn start_with(
         runtime,
         disk,
         sessions,
+        feeds,
     }
 }
 
