@@ -5,7 +5,7 @@ pub(crate) fn busybox_root() -> Vec<u8> {
     const APPLETS: &[&str] = &[
         "sh", "sleep", "true", "false", "cat", "echo", "ls", "id", "hostname", "wget", "httpd",
         "nc", "ip", "ps", "kill", "touch", "rm", "mkdir", "mount", "dd", "sync", "env", "stat",
-        "grep", "head", "seq", "test", "ping", "trap",
+        "grep", "head", "seq", "test", "ping", "trap", "chmod", "nslookup", "wc", "tail",
     ];
     let program = std::fs::read("/bin/busybox")
         .or_else(|_| std::fs::read("/usr/bin/busybox"))

@@ -10,6 +10,7 @@ mod docker;
 mod failover;
 mod harness;
 mod membership;
+mod networks;
 mod services;
 mod terminals;
 mod volumes;

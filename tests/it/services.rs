@@ -216,7 +216,13 @@ fn root_bad_specs_are_refused_with_the_field_and_the_way_out() {
             ("svc create -d --name web --replicas 0 busybox", "web"),
             ("svc create -d --name bad/name busybox", "name"),
             ("svc create -d --constraint zone=b busybox", "constraint"),
-            ("svc create -d --publish 80:80 busybox", "mode=host"),
+            ("svc create -d --network nowhere busybox", "nowhere"),
+            ("network create -d bridge mine", "overlay"),
+            ("network create --subnet 10.1.2.3/24 mine", "10.1.2.0/24"),
+            (
+                "svc create -d --publish mode=host,target=80,allow=10.0.0.0/8 busybox",
+                "ingress",
+            ),
             (
                 "svc create -d --mode global --replicas 3 busybox",
                 "--replicas",

@@ -171,7 +171,6 @@ async fn inspect(client: &Client, args: InspectArgs) -> Result<()> {
 /// The short form for people.
 fn pretty(service: &Service) -> String {
     let spec = service.spec.clone().unwrap_or_default();
-    let labels = spec.labels.clone();
     let task = spec.task_template.unwrap_or_default();
     let container = task.container_spec.unwrap_or_default();
     let mut text = String::new();
@@ -215,38 +214,44 @@ fn pretty(service: &Service) -> String {
             format!("{source} → {}", mount.target.unwrap_or_default()),
         );
     }
-    for network in task.networks.unwrap_or_default() {
+    for (name, value) in reached(service) {
+        line(name, value);
+    }
+    text + "\n"
+}
+
+/// How the service is reached, for people.
+fn reached(service: &Service) -> Vec<(&'static str, String)> {
+    let spec = service.spec.clone().unwrap_or_default();
+    let mut lines = Vec::new();
+    let networks = spec.task_template.and_then(|task| task.networks);
+    for network in networks.unwrap_or_default() {
         let aliases = network.aliases.unwrap_or_default();
         let aliases = if aliases.is_empty() {
             String::new()
         } else {
             format!(" as {}", aliases.join(", "))
         };
-        line("Network", network.target.unwrap_or_default() + &aliases);
+        lines.push(("Network", network.target.unwrap_or_default() + &aliases));
     }
     let endpoint = service.endpoint.clone().unwrap_or_default();
     let mode = endpoint.spec.and_then(|spec| spec.mode);
-    line(
-        "Endpoint Mode",
-        mode.map(|mode| mode.to_string()).unwrap_or_default(),
-    );
+    let mode = mode.map(|mode| mode.to_string());
+    lines.push(("Endpoint Mode", mode.unwrap_or_default()));
     for vip in endpoint.virtual_ips.unwrap_or_default() {
-        line("Virtual Address", vip.addr.unwrap_or_default());
+        lines.push(("Virtual Address", vip.addr.unwrap_or_default()));
     }
     for port in endpoint.ports.unwrap_or_default() {
-        let mode = port
-            .publish_mode
-            .as_ref()
-            .map(|mode| mode.to_string())
-            .unwrap_or_default();
+        let mode = port.publish_mode.as_ref().map(|mode| mode.to_string());
+        let mode = mode.unwrap_or_default();
         let (published, target) = (
             port.published_port.unwrap_or(0),
             port.target_port.unwrap_or(0),
         );
-        let limits = spec::endpoint::shown_limits(&port, labels.as_ref());
-        line("Port", format!("{published} → {target} ({mode}){limits}"));
+        let limits = spec::endpoint::shown_limits(&port, spec.labels.as_ref());
+        lines.push(("Port", format!("{published} → {target} ({mode}){limits}")));
     }
-    text + "\n"
+    lines
 }
 
 async fn scale(client: &Client, args: ScaleArgs) -> Result<()> {

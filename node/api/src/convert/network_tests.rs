@@ -75,6 +75,7 @@ fn dockers_request_for_a_network_is_read_whole() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table of refusals")]
 fn what_a_network_can_not_be_is_refused_by_name() {
     let with = |name: &str, value: Value| {
         let mut body = json!({"Name": "n", "Driver": "overlay"});

@@ -157,6 +157,7 @@ fn nothing_of_a_service_that_docker_sends_is_lost() {
 }
 
 /// A service with every field set to something that is no default.
+#[expect(clippy::too_many_lines, reason = "one flat list of fields")]
 fn full_service() -> ServiceSpec {
     let sent = sent();
     let body = &sent
@@ -266,6 +267,7 @@ fn absent_restart_settings_stay_absent() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table of refusals")]
 fn what_is_not_understood_is_refused_by_name() {
     let with = |path: &[&str], value: Value| {
         let mut body = json!({"TaskTemplate": {"ContainerSpec": {"Image": "a"}}});

@@ -161,6 +161,10 @@ fn service<'a>(words: &[&'a str]) -> Vec<&'a str> {
     begin.iter().chain(words).copied().collect()
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "one client's day, command by command"
+)]
 async fn networks(server: &Server, client: &str) {
     let bridge = server
         .docker_refused(client, &["network", "create", "mine"])

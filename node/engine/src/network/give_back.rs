@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 
-/// Longest time for the managers to answer.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// Longest time for the managers to answer; whoever asks them may try several, one after the other.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// First pause after a failure; it doubles with each.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 /// Longest pause between two attempts.
