@@ -11,6 +11,7 @@ mod failover;
 mod harness;
 mod membership;
 mod networks;
+mod metrics;
 mod services;
 mod terminals;
 mod volumes;
