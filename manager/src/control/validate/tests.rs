@@ -1,8 +1,11 @@
 //! Tables of specs and their refusals.
 
-use super::{cluster, image_reference, service, service_name, volume_name};
-use shoal_model::spec::{Healthcheck, Mount, MountKind, PortConfig, PublishMode, Ulimit};
-use shoal_model::{ClusterSpec, ServiceMode, ServiceSpec};
+use super::{attachment, cluster, image_reference, network, service, service_name, volume_name};
+use shoal_model::network::{AttachmentWish, NetworkAttachment, NetworkSpec};
+use shoal_model::spec::{
+    EndpointMode, Healthcheck, Mount, MountKind, PortConfig, PublishMode, Ulimit,
+};
+use shoal_model::{ClusterSpec, NetworkId, ServiceMode, ServiceSpec};
 
 /// A valid service after `change` is refused with a text that begins like this; empty: it is still valid.
 fn check(expected: &str, change: impl FnOnce(&mut ServiceSpec)) {
@@ -126,10 +129,54 @@ fn ports_are_checked() {
             port(PublishMode::Host, 81, 0),
         ]),
     );
+    check("", set(vec![port(PublishMode::Ingress, 80, 80)]));
     check(
-        "`EndpointSpec.Ports[0].PublishMode`: `ingress` (port 80) needs the overlay",
-        set(vec![port(PublishMode::Ingress, 80, 80)]),
+        "`EndpointSpec.Ports[0].PublishMode`: `ingress` (port 80) does not go with the endpoint mode `dnsrr`",
+        |s| {
+            s.endpoint.mode = EndpointMode::DnsRoundRobin;
+            s.endpoint.ports = vec![port(PublishMode::Ingress, 80, 80)];
+        },
     );
+    check("", |s| {
+        s.endpoint.mode = EndpointMode::DnsRoundRobin;
+        s.endpoint.ports = vec![port(PublishMode::Host, 80, 80)];
+    });
+    let at = |mode, addr: &str| PortConfig {
+        addrs: vec![addr.parse().unwrap()],
+        ..port(mode, 80, 80)
+    };
+    check(
+        "",
+        set(vec![
+            at(PublishMode::Ingress, "10.0.0.0/8"),
+            at(PublishMode::Ingress, "fd00::/8"),
+        ]),
+    );
+    check(
+        "`EndpointSpec.Ports[1].PublishedPort`: 80/tcp",
+        set(vec![
+            at(PublishMode::Ingress, "10.0.0.0/8"),
+            at(PublishMode::Ingress, "10.1.0.0/16"),
+        ]),
+    );
+    check(
+        "`EndpointSpec.Ports[0].Addrs`: 10.0.0.1/8 has host bits set: it should be 10.0.0.0/8",
+        set(vec![at(PublishMode::Ingress, "10.0.0.1/8")]),
+    );
+    check(
+        "`EndpointSpec.Ports[0].Addrs`: it goes with `mode=ingress`",
+        set(vec![at(PublishMode::Host, "10.0.0.0/8")]),
+    );
+    check(
+        "`EndpointSpec.Ports[1].PublishedPort`: 80/tcp",
+        set(vec![
+            port(PublishMode::Ingress, 1, 80),
+            port(PublishMode::Host, 2, 80),
+        ]),
+    );
+    check("`EndpointSpec.Sticky`: 0 s", |s| {
+        s.endpoint.sticky_s = Some(0)
+    });
     check(
         "`EndpointSpec.Ports[0].TargetPort`",
         set(vec![port(PublishMode::Host, 0, 80)]),
@@ -209,4 +256,101 @@ fn a_node_is_never_declared_down_before_its_lease_has_ended() {
         ..ClusterSpec::default()
     };
     assert_eq!(cluster(&short).unwrap_err().field, "Dispatcher.Lease");
+}
+
+#[test]
+fn networks_are_checked() {
+    let check = |expected: &str, change: &dyn Fn(&mut NetworkSpec)| {
+        let mut spec = NetworkSpec {
+            name: "backend".to_owned(),
+            ..NetworkSpec::default()
+        };
+        change(&mut spec);
+        let refused = network(&spec).err().map(|err| err.to_string());
+        let text = refused.unwrap_or_default();
+        assert_eq!(text.is_empty(), expected.is_empty(), "{text} / {expected}");
+        assert!(text.starts_with(expected), "{text} / {expected}");
+    };
+    check("", &|_| {});
+    check("", &|s| s.name = "a.b_c-d".to_owned());
+    check("`Name`: the name is empty", &|s| s.name.clear());
+    check("`Name`: `.a` is not", &|s| s.name = ".a".to_owned());
+    check("`Name`: `a b` is not", &|s| s.name = "a b".to_owned());
+    for name in ["bridge", "host", "none", "ingress"] {
+        let expected = format!("`Name`: `{name}` is the name of a built-in network");
+        check(&expected, &|s| s.name = name.to_owned());
+    }
+    check("`Ingress`", &|s| s.ingress = true);
+    check("`Options.mtu`: 1000: 1280 to 65000", &|s| {
+        s.mtu = Some(1_000)
+    });
+    check("", &|s| s.mtu = Some(9_000));
+}
+
+#[test]
+fn networks_of_containers_are_checked() {
+    let place = |aliases: &[&str]| NetworkAttachment {
+        network_id: NetworkId::from_bits(1),
+        aliases: aliases.iter().map(|&alias| alias.to_owned()).collect(),
+    };
+    let set =
+        |networks: Vec<NetworkAttachment>| move |s: &mut ServiceSpec| s.task.networks = networks;
+    check("", set(vec![place(&["db", "db.local"])]));
+    check(
+        "`TaskTemplate.Networks[1].Target`",
+        set(vec![place(&[]), place(&[])]),
+    );
+    check(
+        "`TaskTemplate.Networks[0].Aliases`: `a b`",
+        set(vec![place(&["a b"])]),
+    );
+    check(
+        "`TaskTemplate.Networks`: 33 networks",
+        set(vec![place(&[]); 33]),
+    );
+    let wish = |name: &str| AttachmentWish {
+        network: name.to_owned(),
+        ipv4: None,
+        aliases: Vec::new(),
+    };
+    let told =
+        |name: &str, wishes: &[AttachmentWish]| attachment(name, wishes).unwrap_err().to_string();
+    assert!(attachment("c", &[wish("a")]).is_ok());
+    assert!(told("", &[wish("a")]).starts_with("`Name`"));
+    assert!(told("c", &[]).starts_with("`NetworkingConfig`: no network"));
+}
+
+#[test]
+fn address_pools_are_checked() {
+    let check = |expected: &str, change: &dyn Fn(&mut ClusterSpec)| {
+        let mut spec = ClusterSpec::default();
+        change(&mut spec);
+        let refused = cluster(&spec).err().map(|err| err.to_string());
+        let text = refused.unwrap_or_default();
+        assert_eq!(text.is_empty(), expected.is_empty(), "{text} / {expected}");
+        assert!(text.starts_with(expected), "{text} / {expected}");
+    };
+    let pools = |list: &[&str]| {
+        list.iter()
+            .map(|net| net.parse().unwrap())
+            .collect::<Vec<_>>()
+    };
+    check("", &|s| {
+        s.address_pools = pools(&["10.1.0.0/16", "172.16.0.0/12"])
+    });
+    check("`DefaultAddrPool`: no pool", &|s| s.address_pools.clear());
+    check("`DefaultAddrPool`: 10.1.0.1/16 has host bits", &|s| {
+        s.address_pools = pools(&["10.1.0.1/16"])
+    });
+    check("`DefaultAddrPool`: 10.1.0.0/25 is smaller", &|s| {
+        s.address_pools = pools(&["10.1.0.0/25"])
+    });
+    check("`DefaultAddrPool`: 10.1.0.0/16 overlaps 10.0.0.0/8", &|s| {
+        s.address_pools = pools(&["10.0.0.0/8", "10.1.0.0/16"]);
+    });
+    check("`SubnetSize`: 30: 8 to 29", &|s| s.subnet_prefix_len = 30);
+    check("`MeshPool`: 10.255.0.0/25", &|s| {
+        s.mesh_pool = "10.255.0.0/25".parse().unwrap()
+    });
+    check("`KeyRotation`: 60", &|s| s.key_rotation_s = 60);
 }

@@ -4,11 +4,14 @@ use crate::store::snapshot::{self, Importer};
 use crate::store::{Change, State};
 use shoal_model::cluster::{JoinSecret, Redacted, RootCa};
 use shoal_model::command::{Command, Object, Outcome, Rejection, StoreAction};
+use shoal_model::network::{
+    AddressLease, Attachment, Endpoint, NetworkAttachment, NetworkSpec, Subnets,
+};
 use shoal_model::spec::{Mount, MountKind, OnPartition, PortConfig, PublishMode};
 use shoal_model::{
-    Availability, Cluster, ClusterId, ClusterSpec, Meta, Node, NodeDescription, NodeId, NodeRole,
-    NodeSpec, NodeState, NodeStatus, Resources, Service, ServiceId, ServiceSpec, Task, TaskId,
-    TaskSpec, TaskState, TaskStatus, Timestamp,
+    Availability, Cluster, ClusterId, ClusterSpec, ContainerId, Meta, Network, NetworkId, Node,
+    NodeDescription, NodeId, NodeRole, NodeSpec, NodeState, NodeStatus, Resources, Service,
+    ServiceId, ServiceSpec, Task, TaskId, TaskSpec, TaskState, TaskStatus, Timestamp,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -64,8 +67,42 @@ impl Log {
         log
     }
 
+    /// As [`Self::with_nodes`], and network 1, of which nodes 1 and 2 have leased some.
+    pub(super) fn with_network() -> Self {
+        let mut log = Self::with_nodes();
+        log.ok(vec![
+            create(Object::Network(Box::new(network(1, "backend")))),
+            create(Object::Lease(Box::new(lease(1, 1, &["10.1.0.0/28"])))),
+            create(Object::Lease(Box::new(lease(1, 2, &["10.1.0.16/28"])))),
+        ]);
+        log
+    }
+
     pub(super) fn task(&self, id: u128) -> &Task {
         self.state.task(TaskId::from_bits(id)).unwrap()
+    }
+
+    /// Assigns a task with addresses in networks.
+    pub(super) fn assign_at(&self, task: u128, node: u128, at: &[(u128, &str)]) -> StoreAction {
+        let endpoints = at
+            .iter()
+            .map(|(network, address)| endpoint(*network, address));
+        match self.assign(task, node) {
+            StoreAction::Assign {
+                task_id,
+                version,
+                node_id,
+                new_volumes,
+                ..
+            } => StoreAction::Assign {
+                task_id,
+                version,
+                node_id,
+                new_volumes,
+                endpoints: endpoints.collect(),
+            },
+            other => other,
+        }
     }
 
     /// Assigns a task from its newest version, with ids for every volume that it could need.
@@ -257,4 +294,69 @@ pub(super) fn desire(id: u128, desired: TaskState) -> StoreAction {
         task_id: TaskId::from_bits(id),
         desired,
     }
+}
+
+/// An attachable network `10.<id>.0.0/24` with IPv6.
+pub(super) fn network(id: u128, name: &str) -> Network {
+    Network {
+        id: NetworkId::from_bits(id),
+        meta: Meta::default(),
+        spec: NetworkSpec {
+            name: name.to_owned(),
+            attachable: true,
+            ipv6: true,
+            ingress: name == "ingress",
+            ..NetworkSpec::default()
+        },
+        subnets: Subnets {
+            ipv4: format!("10.{id}.0.0/24").parse().unwrap(),
+            gateway: format!("10.{id}.0.1").parse().unwrap(),
+            range: format!("10.{id}.0.0/24").parse().unwrap(),
+            ipv6: Some(format!("fd00:{id}::/64").parse().unwrap()),
+            gateway_ipv6: Some(format!("fd00:{id}::1").parse().unwrap()),
+        },
+    }
+}
+
+pub(super) fn lease(network: u128, node: u128, blocks: &[&str]) -> AddressLease {
+    AddressLease {
+        network_id: NetworkId::from_bits(network),
+        node_id: NodeId::from_bits(node),
+        meta: Meta::default(),
+        blocks: blocks.iter().map(|block| block.parse().unwrap()).collect(),
+    }
+}
+
+/// An endpoint of a network of [`network`].
+pub(super) fn endpoint(id: u128, address: &str) -> Endpoint {
+    let ipv4 = address.parse().unwrap();
+    Endpoint {
+        network_id: NetworkId::from_bits(id),
+        ipv4,
+        ipv6: network(id, "").subnets.ipv6_of(ipv4),
+        aliases: Vec::new(),
+    }
+}
+
+pub(super) fn attachment(id: u8, node: u128, at: &[(u128, &str)]) -> Attachment {
+    let endpoints = at
+        .iter()
+        .map(|(network, address)| endpoint(*network, address));
+    Attachment {
+        container_id: ContainerId::from_bytes([id; 32]),
+        meta: Meta::default(),
+        node_id: NodeId::from_bits(node),
+        name: format!("c{id}"),
+        endpoints: endpoints.collect(),
+    }
+}
+
+pub(super) fn with_network(mut task: Task, network: u128) -> Task {
+    let mut spec = TaskSpec::clone(&task.spec);
+    spec.networks.push(NetworkAttachment {
+        network_id: NetworkId::from_bits(network),
+        aliases: Vec::new(),
+    });
+    task.spec = Arc::new(spec);
+    task
 }

@@ -2,10 +2,13 @@
 //! version only, under a new name.
 
 use super::fixture::{
-    Log, bytes, copy_through_snapshot, create_task, desire, report, task, with_port, with_volume,
+    Log, attachment, bytes, copy_through_snapshot, create, create_task, desire, lease, network,
+    report, task, with_network, with_port, with_volume,
 };
 use crate::store::snapshot::{self, ImportError, Importer};
-use shoal_model::TaskState;
+use shoal_model::command::{Object, StoreAction};
+use shoal_model::network::MeshAddress;
+use shoal_model::{NodeId, TaskState};
 use std::path::PathBuf;
 
 fn sample() -> Log {
@@ -19,6 +22,28 @@ fn sample() -> Log {
         report(1, TaskState::Running),
         desire(2, TaskState::Shutdown),
     ]);
+    log.ok(vec![
+        create(Object::Network(Box::new(network(1, "backend")))),
+        create(Object::Lease(Box::new(lease(
+            1,
+            1,
+            &["10.1.0.0/28", "10.1.0.31/32"],
+        )))),
+        create(Object::Attachment(Box::new(attachment(
+            5,
+            1,
+            &[(1, "10.1.0.31")],
+        )))),
+        create_task(with_network(task(3, 3), 1)),
+        StoreAction::SetNodeMesh {
+            node_id: NodeId::from_bits(1),
+            mesh: MeshAddress {
+                ipv4: [10, 255, 0, 1].into(),
+                ipv6: 1.into(),
+            },
+        },
+    ]);
+    log.ok(vec![log.assign_at(3, 1, &[(1, "10.1.0.2")])]);
     log
 }
 

@@ -1,17 +1,20 @@
 //! Laws that hold for every log: random entries, sensible and senseless ones.
 
 use super::fixture::{
-    Log, bytes, bytes_but_version, cluster, copy_through_snapshot, create, desire, node, report,
-    service, status, task, with_cpus, with_port, with_volume,
+    Log, attachment, bytes, bytes_but_version, cluster, copy_through_snapshot, create, desire,
+    endpoint, lease, network, node, report, service, status, task, with_cpus, with_network,
+    with_port, with_volume,
 };
 use crate::store::{State, check_invariants};
 use proptest::prelude::*;
 use shoal_model::command::{Command, Object, ObjectKey, Outcome, StoreAction};
+use shoal_model::network::{MeshAddress, ServiceVip};
 use shoal_model::node::ManagerStatus;
+use shoal_model::spec::{PortConfig, PublishMode};
 use shoal_model::volume::SlotKey;
 use shoal_model::{
-    NodeId, NodeRole, NodeState, NodeStatus, RaftNodeId, ServiceId, TaskId, TaskState, Timestamp,
-    Version, VolumeId,
+    ContainerId, NetworkId, NodeId, NodeRole, NodeState, NodeStatus, RaftNodeId, ServiceId, TaskId,
+    TaskState, Timestamp, Version, VolumeId,
 };
 
 /// An action before it is made concrete: small numbers, so that actions meet the same objects.
@@ -24,7 +27,7 @@ struct Draft {
 }
 
 fn drafts() -> impl Strategy<Value = Vec<Vec<Draft>>> {
-    let draft = (0..20_u8, 0..6_u8, 0..14_u8, prop::bool::weighted(0.1))
+    let draft = (0..32_u8, 0..6_u8, 0..14_u8, prop::bool::weighted(0.1))
         .prop_map(|(kind, a, b, stale)| Draft { kind, a, b, stale });
     prop::collection::vec(prop::collection::vec(draft, 1..4), 1..80)
 }
@@ -84,6 +87,26 @@ fn action(state: &State, draft: &Draft) -> StoreAction {
                 slot: u64::from(draft.a),
             },
         },
+        19 => create(Object::Network(Box::new(network(
+            1 + a % 2,
+            ["x", "y"][draft.b as usize % 2],
+        )))),
+        20 => lease_action(state, draft),
+        21 | 22 => create(Object::Attachment(Box::new(attachment(
+            draft.a,
+            b % 4,
+            &[(1, &address(draft))],
+        )))),
+        23..=25 => assign_networked(state, draft),
+        26 => create(Object::Service(Box::new(service_with_vip(draft)))),
+        27 => StoreAction::SetNodeMesh {
+            node_id,
+            mesh: MeshAddress {
+                ipv4: [10, 255, 0, draft.a].into(),
+                ipv6: u128::from(draft.a % 3).into(),
+            },
+        },
+        28..=30 => create(Object::Task(Box::new(with_network(task(a, b as u64 % 3), 1)))),
         _ => StoreAction::SetTaskStatus {
             task_id,
             status: Box::new(status(TaskState::Orphaned)),
@@ -91,8 +114,72 @@ fn action(state: &State, draft: &Draft) -> StoreAction {
     }
 }
 
+/// One of a few addresses of network 1.
+fn address(draft: &Draft) -> String {
+    format!("10.1.0.{}", 2 + draft.a + 10 * (draft.b % 4))
+}
+
+/// Makes or changes a lease of network 1: small blocks that meet those of other nodes.
+fn lease_action(state: &State, draft: &Draft) -> StoreAction {
+    let blocks = [
+        &["10.1.0.0/28"][..],
+        &["10.1.0.0/29", "10.1.0.12/30"],
+        &["10.1.0.8/29"],
+        &["10.1.0.5/32", "10.1.0.16/28"],
+        &["10.1.0.0/27"],
+        &[],
+    ][usize::from(draft.a)];
+    let mut lease = lease(1, u128::from(draft.b % 4), blocks);
+    match state.lease(lease.network_id, lease.node_id) {
+        Some(stored) if !draft.stale => {
+            lease.meta = stored.meta.clone();
+            StoreAction::Update(Object::Lease(Box::new(lease)))
+        }
+        Some(_) | None => create(Object::Lease(Box::new(lease))),
+    }
+}
+
+fn assign_networked(state: &State, draft: &Draft) -> StoreAction {
+    match assign(state, draft) {
+        StoreAction::Assign {
+            task_id,
+            version,
+            node_id,
+            new_volumes,
+            ..
+        } => StoreAction::Assign {
+            task_id,
+            version,
+            node_id,
+            new_volumes,
+            endpoints: vec![endpoint(1, &address(draft))],
+        },
+        other => other,
+    }
+}
+
+fn service_with_vip(draft: &Draft) -> shoal_model::Service {
+    let mut service = service(u128::from(draft.a % 3), ["x", "y"][draft.b as usize % 2]);
+    let at = endpoint(1, &address(draft));
+    service.vips.push(ServiceVip {
+        network_id: at.network_id,
+        ipv4: at.ipv4,
+        ipv6: at.ipv6,
+    });
+    service.ports.push(PortConfig {
+        target: 1,
+        published: 80,
+        mode: PublishMode::Ingress,
+        ..PortConfig::default()
+    });
+    service
+}
+
 fn new_task(draft: &Draft) -> shoal_model::Task {
     let mut task = task(draft.a.into(), u64::from(draft.b % 3));
+    if draft.b % 7 < 3 {
+        task = with_network(task, 1);
+    }
     if draft.b.is_multiple_of(2) {
         task = with_volume(task, "data");
     }
@@ -146,17 +233,20 @@ fn update(state: &State, draft: &Draft) -> StoreAction {
 
 fn key(draft: &Draft) -> ObjectKey {
     let a = u128::from(draft.a);
-    match draft.b % 5 {
+    match draft.b % 8 {
         0 => ObjectKey::Cluster,
         1 => ObjectKey::Node(NodeId::from_bits(a)),
         2 => ObjectKey::Service(ServiceId::from_bits(a % 3)),
         3 => ObjectKey::Task(TaskId::from_bits(a)),
+        4 => ObjectKey::Network(NetworkId::from_bits(1 + a % 2)),
+        5 => ObjectKey::Lease(NetworkId::from_bits(1), NodeId::from_bits(a % 4)),
+        6 => ObjectKey::Attachment(ContainerId::from_bytes([draft.a; 32])),
         _ => ObjectKey::Volume(VolumeId::from_bits(a)),
     }
 }
 
 fn run(drafts: &[Vec<Draft>]) -> Log {
-    let mut log = Log::with_nodes();
+    let mut log = Log::with_network();
     for entry in drafts {
         let actions = entry
             .iter()
@@ -178,7 +268,7 @@ fn replay(start: State, entries: &[Command], first_index: u64) -> State {
 proptest! {
     #[test]
     fn no_log_breaks_an_invariant(drafts in drafts()) {
-        let mut log = Log::with_nodes();
+        let mut log = Log::with_network();
         for entry in &drafts {
             let actions = entry.iter().map(|draft| action(&log.state, draft)).collect();
             let before = log.state.clone();
@@ -242,7 +332,7 @@ proptest! {
         let mut framed = vec![shoal_model::codec::FORMAT_VERSION];
         framed.extend(bytes);
         if let Ok(actions) = shoal_model::codec::decode::<Vec<StoreAction>>(&framed) {
-            let mut log = Log::with_nodes();
+            let mut log = Log::with_network();
             drop(log.state.apply(9, &Command { time: Timestamp(0), actions }));
         }
     }

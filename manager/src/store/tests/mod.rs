@@ -3,5 +3,6 @@
 mod fixture;
 mod golden;
 mod laws;
+mod networks;
 mod rules;
 mod watch;
