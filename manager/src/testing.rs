@@ -4,14 +4,36 @@
 use crate::consensus::{Consensus, IdSource, Leadership, Member, ProposeError, WallClock};
 use crate::store::Store;
 use async_trait::async_trait;
+use shoal_model::cluster::{JoinSecret, Redacted, RootCa};
 use shoal_model::command::{ACTIONS_PER_COMMAND_MAX, Command, Outcome, StoreAction};
-use shoal_model::{NodeId, RaftNodeId, Timestamp, Version};
+use shoal_model::{Cluster, ClusterId, ClusterSpec, Meta, NodeId, RaftNodeId, Timestamp, Version};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+
+/// A cluster with these settings, without authority and secrets.
+pub fn cluster(spec: ClusterSpec) -> Cluster {
+    let secret = || JoinSecret {
+        secret: Redacted(String::new()),
+        expires_at: None,
+        uses_left: None,
+    };
+    Cluster {
+        id: ClusterId::from_bits(42),
+        meta: Meta::default(),
+        spec,
+        root_ca: RootCa {
+            certificate_der: Vec::new(),
+            key_der: Redacted(Vec::new()),
+        },
+        worker_secret: secret(),
+        manager_secret: secret(),
+        last_raft_id: 0,
+    }
+}
 
 /// A clock that stands still until it is moved.
 #[derive(Debug, Default)]

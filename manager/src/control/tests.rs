@@ -1,5 +1,7 @@
 //! Tests of the control API over a consensus in memory.
 
+mod networks;
+
 use super::ControlApi;
 use crate::consensus::{Leadership, ProposeError};
 use crate::store::{Store, check_invariants};

@@ -2,12 +2,11 @@
 
 use crate::allocator::{Addresses, AllocationError, subnets};
 use crate::store::{State, check_invariants};
-use shoal_model::cluster::{JoinSecret, Redacted, RootCa};
 use shoal_model::command::{Command, Object, ObjectKey, Outcome, StoreAction};
 use shoal_model::network::{Attachment, IpamConfig, MeshAddress, NetworkAttachment, NetworkSpec};
 use shoal_model::{
-    Cluster, ClusterId, ClusterSpec, ContainerId, Meta, Network, NetworkId, Node, NodeDescription,
-    NodeId, NodeRole, NodeSpec, NodeState, NodeStatus, Service, ServiceId, ServiceSpec, Timestamp,
+    Cluster, ClusterSpec, ContainerId, Meta, Network, NetworkId, Node, NodeDescription, NodeId,
+    NodeRole, NodeSpec, NodeState, NodeStatus, Service, ServiceId, ServiceSpec, Timestamp,
 };
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -48,27 +47,11 @@ impl Scene {
     }
 
     pub(super) fn with_spec(spec: ClusterSpec) -> Self {
-        let secret = || JoinSecret {
-            secret: Redacted(String::new()),
-            expires_at: None,
-            uses_left: None,
-        };
         let mut scene = Self {
             state: State::new(),
         };
         scene.apply(vec![StoreAction::Create(Object::Cluster(Box::new(
-            Cluster {
-                id: ClusterId::from_bits(42),
-                meta: Meta::default(),
-                spec,
-                root_ca: RootCa {
-                    certificate_der: Vec::new(),
-                    key_der: Redacted(Vec::new()),
-                },
-                worker_secret: secret(),
-                manager_secret: secret(),
-                last_raft_id: 0,
-            },
+            crate::testing::cluster(spec),
         )))]);
         scene
     }

@@ -1,11 +1,14 @@
 //! Behaviour of the loops as scripts: one step a line, `= …` compares the wanted tasks.
 
 use super::world::{Host, World};
+use shoal_model::network::NetworkAttachment;
 use shoal_model::spec::{
-    FailureAction, Mount, MountKind, OnPartition, PortConfig, RestartCondition, UpdateOrder,
+    FailureAction, Mount, MountKind, OnPartition, PortConfig, PublishMode, RestartCondition,
+    UpdateOrder,
 };
 use shoal_model::{Availability, Labels, NodeState, ServiceMode, ServiceSpec, TaskState};
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Runs a script.
@@ -13,8 +16,10 @@ use std::time::Duration;
 /// `node NAME [key=value]`, `drain|active|pause|kill|cut|heal|stuck|unstuck|bye|forget NODE`, `label NODE KEY VALUE`,
 /// `service NAME REPLICAS|global [options]`, `scale NAME N`, `update NAME`, `delete NAME`, `sick NAME STATE`,
 /// `well NAME`, `fail|reject|complete NAME.SLOT`, `rebind NAME SLOT`, `wait SECONDS`, `leader` (loops start over),
+/// `mesh NODE` (it has a WireGuard key), `network NAME SUBNET`, `attach CONTAINER NODE NETWORK`, `detach CONTAINER`,
+/// `unconfirmed|confirmed` (what every node has applied), `leases NETWORK LEASES`, `addresses NETWORK N`,
 /// `= TASKS`, `refused NAME.SLOT TEXT`, `status NAME TEXT`, `containers N`.
-fn check(script: &str) {
+pub(super) fn check(script: &str) {
     let mut world = World::new();
     for line in script
         .lines()
@@ -26,7 +31,7 @@ fn check(script: &str) {
     }
 }
 
-fn step(world: &mut World, line: &str) {
+pub(super) fn step(world: &mut World, line: &str) {
     let words: Vec<&str> = line.split_whitespace().collect();
     let since = world.since();
     match words.as_slice() {
@@ -49,7 +54,31 @@ fn step(world: &mut World, line: &str) {
                 .labels
                 .insert((*key).to_owned(), (*value).to_owned());
         }),
-        ["service", name, mode, options @ ..] => world.add_service(service(name, mode, options)),
+        ["service", name, mode, options @ ..] => {
+            let mut spec = service(name, mode, options);
+            let networks = options.iter().filter_map(|it| it.strip_prefix("net="));
+            spec.task.networks = networks
+                .map(|name| NetworkAttachment {
+                    network_id: world.network(name),
+                    aliases: Vec::new(),
+                })
+                .collect();
+            world.add_service(spec);
+        }
+        ["mesh", name] => world.describe_wireguard(name),
+        ["network", name, subnet] => world.add_network(name, subnet),
+        ["attach", container, node, network] => world.attach(container, node, network),
+        ["detach", container] => world.detach(container),
+        ["unconfirmed"] => world.confirmed.store(0, Ordering::Relaxed),
+        ["confirmed"] => world.confirmed.store(u64::MAX, Ordering::Relaxed),
+        ["leases", network, leases @ ..] => {
+            assert_eq!(world.leases(network), leases.join(" "), "{line}");
+        }
+        ["addresses", network, count] => {
+            let network = world.state.network_by_name(network).unwrap();
+            let all = world.state.endpoints_in(network.id, network.subnets.ipv4);
+            assert_eq!(all.count().to_string(), *count, "{line}");
+        }
         ["scale", name, replicas] => world.scale(name, replicas.parse().unwrap()),
         ["update", name] => world.change_service(name, |service| {
             service.previous_spec = Some(Box::new(service.spec.clone()));
@@ -138,6 +167,13 @@ fn service(name: &str, mode: &str, options: &[&str]) -> ServiceSpec {
                 published: port.parse().unwrap(),
                 ..PortConfig::default()
             }),
+            ("publish", port) => spec.endpoint.ports.push(PortConfig {
+                target: 80,
+                published: port.parse().unwrap(),
+                mode: PublishMode::Ingress,
+                ..PortConfig::default()
+            }),
+            ("net", _) => {}
             ("restart", "none") => spec.task.restart.condition = RestartCondition::None,
             ("restart", "on-failure") => {
                 spec.task.restart.condition = RestartCondition::OnFailure;

@@ -1,19 +1,24 @@
 //! A world of one state, the real reconcilers, and hosts whose containers are followed as they really are.
 
+use crate::allocator;
+use crate::allocator::Addresses;
 use crate::consensus::IdSource;
+use crate::loops::allocator::AllocatorLoop;
 use crate::loops::enforcer::Enforcer;
 use crate::loops::orchestrator::Orchestrator;
 use crate::loops::reaper::Reaper;
 use crate::loops::runner::{Moment, Reconciler};
 use crate::loops::scheduler::SchedulerLoop;
 use crate::store::{State, check_invariants, holds_node};
-use shoal_model::cluster::{JoinSecret, Redacted, RootCa};
 use shoal_model::command::{Command, Object, ObjectKey, Outcome, StoreAction};
+use shoal_model::network::{
+    Attachment, IpamConfig, NetworkAttachment, NetworkSpec, WireGuardBackend, WireGuardDescription,
+};
 use shoal_model::spec::OnPartition;
 use shoal_model::{
-    Availability, Cluster, ClusterId, ClusterSpec, Meta, Node, NodeDescription, NodeId, NodeRole,
-    NodeSpec, NodeState, NodeStatus, Resources, Service, ServiceId, ServiceMode, ServiceSpec, Task,
-    TaskId, TaskState, TaskStatus, Timestamp,
+    Availability, ClusterSpec, ContainerId, Meta, Network, NetworkId, Node, NodeDescription,
+    NodeId, NodeRole, NodeSpec, NodeState, NodeStatus, Resources, Service, ServiceId, ServiceMode,
+    ServiceSpec, Task, TaskId, TaskState, TaskStatus, Timestamp, Version,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,6 +39,11 @@ impl IdSource for Ids {
     }
 }
 
+fn new_allocator(confirmed: &Arc<AtomicU64>) -> AllocatorLoop {
+    let confirmed = Arc::clone(confirmed);
+    AllocatorLoop::new(move || Version(confirmed.load(Ordering::Relaxed)))
+}
+
 /// How a host is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Host {
@@ -52,6 +62,9 @@ pub(super) struct World {
     scheduler: SchedulerLoop,
     enforcer: Enforcer,
     reaper: Reaper,
+    allocator: AllocatorLoop,
+    /// The version of the networks that is in force everywhere.
+    pub(super) confirmed: Arc<AtomicU64>,
     pub(super) hosts: BTreeMap<NodeId, Host>,
     /// Containers that really run, with their hosts.
     containers: BTreeMap<TaskId, NodeId>,
@@ -63,25 +76,12 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new() -> Self {
-        let secret = || JoinSecret {
-            secret: Redacted(String::new()),
-            expires_at: None,
-            uses_left: None,
-        };
-        let cluster = Cluster {
-            id: ClusterId::from_bits(1),
-            meta: Meta::default(),
-            spec: ClusterSpec::default(),
-            root_ca: RootCa {
-                certificate_der: Vec::new(),
-                key_der: Redacted(Vec::new()),
-            },
-            worker_secret: secret(),
-            manager_secret: secret(),
-            last_raft_id: 0,
-        };
+        let cluster = crate::testing::cluster(ClusterSpec::default());
+        let confirmed = Arc::new(AtomicU64::new(u64::MAX));
         let mut world = Self {
             state: State::new(),
+            allocator: new_allocator(&confirmed),
+            confirmed,
             now: Duration::from_secs(1_000),
             ids: Ids::default(),
             orchestrator: Orchestrator::default(),
@@ -121,6 +121,7 @@ impl World {
             self.scheduler.note(change, &self.state);
             self.enforcer.note(change, &self.state);
             self.reaper.note(change, &self.state);
+            self.allocator.note(change, &self.state);
         }
         assert_eq!(check_invariants(&self.state), []);
         self.check_reality();
@@ -130,6 +131,8 @@ impl World {
     pub(super) fn restart_loops(&mut self) {
         self.orchestrator = Orchestrator::default();
         self.scheduler = SchedulerLoop::default();
+        self.allocator = new_allocator(&self.confirmed);
+        self.allocator.reset(&self.state);
         self.orchestrator.reset(&self.state);
         self.scheduler.reset(&self.state);
         self.enforcer.reset(&self.state);
@@ -147,6 +150,8 @@ impl World {
             let plan = self.orchestrator.plan(&self.state, moment, &self.ids);
             self.propose(plan.actions);
             let plan = self.scheduler.plan(&self.state, moment, &self.ids);
+            self.propose(plan.actions);
+            let plan = self.allocator.plan(&self.state, moment, &self.ids);
             self.propose(plan.actions);
             let plan = self.enforcer.plan(&self.state, moment, &self.ids);
             self.propose(plan.actions);
@@ -373,20 +378,108 @@ impl World {
     }
 
     pub(super) fn add_service(&mut self, spec: ServiceSpec) {
-        let service = Service {
+        let mut service = Service {
             id: ServiceId::from_bits(self.ids.bits()),
             meta: Meta::default(),
-            ports: spec.endpoint.ports.clone(),
             spec,
             previous_spec: None,
             vips: Vec::new(),
+            ports: Vec::new(),
             spec_version: 1,
             update_status: None,
             pending_delete: false,
         };
-        self.apply(vec![StoreAction::Create(Object::Service(Box::new(
-            service,
+        let mut actions = allocator::service::fill(&self.state, &mut service).unwrap();
+        actions.push(StoreAction::Create(Object::Service(Box::new(service))));
+        self.apply(actions);
+    }
+
+    pub(super) fn add_network(&mut self, name: &str, subnet: &str) {
+        let spec = NetworkSpec {
+            name: name.to_owned(),
+            attachable: true,
+            ipam: vec![IpamConfig {
+                subnet: subnet.parse().unwrap(),
+                gateway: None,
+                ip_range: None,
+            }],
+            ..NetworkSpec::default()
+        };
+        let cluster = self.state.cluster().unwrap();
+        let network = Network {
+            id: NetworkId::from_bits(self.ids.bits()),
+            meta: Meta::default(),
+            subnets: allocator::subnets::choose(&self.state, cluster, &spec).unwrap(),
+            spec,
+        };
+        self.apply(vec![StoreAction::Create(Object::Network(Box::new(
+            network,
         )))]);
+    }
+
+    pub(super) fn network(&self, name: &str) -> NetworkId {
+        self.state
+            .network_by_name(name)
+            .unwrap_or_else(|| panic!("no network {name}"))
+            .id
+    }
+
+    /// The node has a WireGuard key.
+    pub(super) fn describe_wireguard(&mut self, name: &str) {
+        self.change_node(name, |node| {
+            if let Some(description) = &mut node.description {
+                description.wireguard = Some(WireGuardDescription {
+                    public_key: [1; 32],
+                    next_key: None,
+                    port: 51_820,
+                    backend: WireGuardBackend::Userspace,
+                });
+            }
+        });
+    }
+
+    /// A container on a node takes an address of a network.
+    pub(super) fn attach(&mut self, name: &str, node: &str, network: &str) {
+        let node_id = self.node(node);
+        let places = [NetworkAttachment {
+            network_id: self.network(network),
+            aliases: Vec::new(),
+        }];
+        let mut addresses = Addresses::new(&self.state);
+        let endpoints = addresses.endpoints(&places, node_id, 0).unwrap();
+        let mut actions = addresses.into_actions();
+        let mut bytes = [0; 32];
+        bytes[..16].copy_from_slice(&self.ids.bits().to_be_bytes());
+        actions.push(StoreAction::Create(Object::Attachment(Box::new(
+            Attachment {
+                container_id: ContainerId::from_bytes(bytes),
+                meta: Meta::default(),
+                node_id,
+                name: name.to_owned(),
+                endpoints,
+            },
+        ))));
+        self.apply(actions);
+    }
+
+    pub(super) fn detach(&mut self, name: &str) {
+        let found = self.state.attachments().find(|it| it.name == name);
+        let key = ObjectKey::Attachment(found.unwrap().container_id);
+        self.apply(vec![StoreAction::Remove { key, version: None }]);
+    }
+
+    /// Leases of a network: `a:28 b:28,30`, with `?` for a node that has left.
+    pub(super) fn leases(&self, network: &str) -> String {
+        let leases = self.state.leases_in(self.network(network)).map(|lease| {
+            let node = self.state.node(lease.node_id);
+            let node = node.map_or("?".to_owned(), |node| node.display_name());
+            let blocks = lease
+                .blocks
+                .iter()
+                .map(|block| block.prefix_len().to_string());
+            format!("{node}:{}", blocks.collect::<Vec<_>>().join(","))
+        });
+        leases.collect::<Vec<_>>().join(" ")
     }
 
     pub(super) fn service(&self, name: &str) -> Arc<Service> {

@@ -106,7 +106,10 @@ fn action(state: &State, draft: &Draft) -> StoreAction {
                 ipv6: u128::from(draft.a % 3).into(),
             },
         },
-        28..=30 => create(Object::Task(Box::new(with_network(task(a, b as u64 % 3), 1)))),
+        28..=30 => create(Object::Task(Box::new(with_network(
+            task(a, b as u64 % 3),
+            1,
+        )))),
         _ => StoreAction::SetTaskStatus {
             task_id,
             status: Box::new(status(TaskState::Orphaned)),
