@@ -127,7 +127,7 @@ fn endpoint(network: &Network, ipv4: Ipv4Addr, attachment: &NetworkAttachment) -
 }
 
 fn action(network_id: NetworkId, node_id: NodeId, draft: Draft) -> StoreAction {
-    let meta = draft.stored.as_ref().map(|lease| lease.meta.clone());
+    let meta = draft.stored;
     if draft.blocks.is_empty() {
         return StoreAction::Remove {
             key: ObjectKey::Lease(network_id, node_id),
@@ -160,14 +160,10 @@ enum Change {
 /// A lease as it is to be.
 #[derive(Debug, Clone, Default)]
 struct Draft {
-    stored: Option<Stored>,
+    /// Version of the stored one.
+    stored: Option<Meta>,
     blocks: BTreeSet<Ipv4Net>,
     change: Change,
-}
-
-#[derive(Debug, Clone)]
-struct Stored {
-    meta: Meta,
 }
 
 /// One network.
@@ -287,9 +283,7 @@ impl Book<'_> {
             let stored = state.lease(network, node);
             Draft {
                 blocks: stored.map(|lease| lease.blocks.clone()).unwrap_or_default(),
-                stored: stored.map(|lease| Stored {
-                    meta: lease.meta.clone(),
-                }),
+                stored: stored.map(|lease| lease.meta),
                 change: Change::None,
             }
         })

@@ -295,7 +295,7 @@ fn attachment(
     }
     let attachment = Attachment {
         container_id: request.container_id,
-        meta: stored.map_or_else(Meta::default, |stored| stored.meta.clone()),
+        meta: stored.map_or_else(Meta::default, |stored| stored.meta),
         node_id,
         name: request.name.clone(),
         endpoints,

@@ -82,7 +82,7 @@ fn two_hundred_nodes_share_254_hosts() {
     );
     scene.detach(9);
     let free = scene.attach(254, 3, None).unwrap();
-    assert_eq!(scene.state.endpoint_at(NETWORK, free).is_some(), true);
+    assert!(scene.state.endpoint_at(NETWORK, free).is_some());
     scene.detach(10);
     let vip = scene.add_service(1, in_network()).unwrap().vips[0].ipv4;
     assert_eq!(scene.state.block_of(NETWORK, vip), None);

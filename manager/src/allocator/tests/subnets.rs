@@ -184,6 +184,10 @@ fn what_users_ask_for_is_checked() {
         &["fd00:1::/64 - -"],
         false,
     );
+}
+
+#[test]
+fn what_users_ask_for_in_ipv6_is_checked() {
     check(
         "10.0.0.0/24 10.0.0.1 10.0.0.0/24 fd00:1::/64 fd00:1::1",
         &["fd00:1::/64 - -"],

@@ -56,28 +56,8 @@ pub(super) fn step(world: &mut World, line: &str) {
         }),
         ["service", name, mode, options @ ..] => {
             let mut spec = service(name, mode, options);
-            let networks = options.iter().filter_map(|it| it.strip_prefix("net="));
-            spec.task.networks = networks
-                .map(|name| NetworkAttachment {
-                    network_id: world.network(name),
-                    aliases: Vec::new(),
-                })
-                .collect();
+            spec.task.networks = networks(world, options);
             world.add_service(spec);
-        }
-        ["mesh", name] => world.describe_wireguard(name),
-        ["network", name, subnet] => world.add_network(name, subnet),
-        ["attach", container, node, network] => world.attach(container, node, network),
-        ["detach", container] => world.detach(container),
-        ["unconfirmed"] => world.confirmed.store(0, Ordering::Relaxed),
-        ["confirmed"] => world.confirmed.store(u64::MAX, Ordering::Relaxed),
-        ["leases", network, leases @ ..] => {
-            assert_eq!(world.leases(network), leases.join(" "), "{line}");
-        }
-        ["addresses", network, count] => {
-            let network = world.state.network_by_name(network).unwrap();
-            let all = world.state.endpoints_in(network.id, network.subnets.ipv4);
-            assert_eq!(all.count().to_string(), *count, "{line}");
         }
         ["scale", name, replicas] => world.scale(name, replicas.parse().unwrap()),
         ["update", name] => world.change_service(name, |service| {
@@ -117,8 +97,30 @@ pub(super) fn step(world: &mut World, line: &str) {
                 .map_or("", |s| s.message.as_str());
             assert_eq!(status, text.join(" "), "{line}");
         }
-        _ => panic!("not a step: {line}"),
+        words => assert!(network_step(world, words, line), "not a step: {line}"),
     }
+}
+
+/// A step that concerns networks; false: it does not.
+fn network_step(world: &mut World, words: &[&str], line: &str) -> bool {
+    match words {
+        ["mesh", name] => world.describe_wireguard(name),
+        ["network", name, subnet] => world.add_network(name, subnet),
+        ["attach", container, node, network] => world.attach(container, node, network),
+        ["detach", container] => world.detach(container),
+        ["unconfirmed"] => world.confirmed.store(0, Ordering::Relaxed),
+        ["confirmed"] => world.confirmed.store(u64::MAX, Ordering::Relaxed),
+        ["leases", network, leases @ ..] => {
+            assert_eq!(world.leases(network), leases.join(" "), "{line}");
+        }
+        ["addresses", network, count] => {
+            let network = world.state.network_by_name(network).unwrap();
+            let all = world.state.endpoints_in(network.id, network.subnets.ipv4);
+            assert_eq!(all.count().to_string(), *count, "{line}");
+        }
+        _ => return false,
+    }
+    true
 }
 
 fn refused(world: &World, name: &str, text: &str) {
@@ -133,6 +135,15 @@ fn refused(world: &World, name: &str, text: &str) {
         told.iter().any(|told| told.contains(text)),
         "{name}: {told:?}"
     );
+}
+
+fn networks(world: &World, options: &[&str]) -> Vec<NetworkAttachment> {
+    let names = options.iter().filter_map(|it| it.strip_prefix("net="));
+    let places = names.map(|name| NetworkAttachment {
+        network_id: world.network(name),
+        aliases: Vec::new(),
+    });
+    places.collect()
 }
 
 fn service(name: &str, mode: &str, options: &[&str]) -> ServiceSpec {

@@ -87,6 +87,19 @@ fn action(state: &State, draft: &Draft) -> StoreAction {
                 slot: u64::from(draft.a),
             },
         },
+        19..=30 => network_action(state, draft),
+        _ => StoreAction::SetTaskStatus {
+            task_id,
+            status: Box::new(status(TaskState::Orphaned)),
+        },
+    }
+}
+
+/// What concerns networks.
+fn network_action(state: &State, draft: &Draft) -> StoreAction {
+    let (a, b) = (u128::from(draft.a), u128::from(draft.b));
+    let node_id = NodeId::from_bits(b % 4);
+    match draft.kind {
         19 => create(Object::Network(Box::new(network(
             1 + a % 2,
             ["x", "y"][draft.b as usize % 2],
@@ -106,14 +119,10 @@ fn action(state: &State, draft: &Draft) -> StoreAction {
                 ipv6: u128::from(draft.a % 3).into(),
             },
         },
-        28..=30 => create(Object::Task(Box::new(with_network(
+        _ => create(Object::Task(Box::new(with_network(
             task(a, b as u64 % 3),
             1,
         )))),
-        _ => StoreAction::SetTaskStatus {
-            task_id,
-            status: Box::new(status(TaskState::Orphaned)),
-        },
     }
 }
 
@@ -135,7 +144,7 @@ fn lease_action(state: &State, draft: &Draft) -> StoreAction {
     let mut lease = lease(1, u128::from(draft.b % 4), blocks);
     match state.lease(lease.network_id, lease.node_id) {
         Some(stored) if !draft.stale => {
-            lease.meta = stored.meta.clone();
+            lease.meta = stored.meta;
             StoreAction::Update(Object::Lease(Box::new(lease)))
         }
         Some(_) | None => create(Object::Lease(Box::new(lease))),

@@ -35,7 +35,7 @@ fn remove(key: ObjectKey) -> StoreAction {
 fn change_lease(log: &Log, node: u128, blocks: &[&str]) -> StoreAction {
     let stored = log.state.lease(BACKEND, NodeId::from_bits(node)).unwrap();
     let mut changed = lease(1, node, blocks);
-    changed.meta = stored.meta.clone();
+    changed.meta = stored.meta;
     StoreAction::Update(Object::Lease(Box::new(changed)))
 }
 
@@ -201,12 +201,7 @@ fn containers_are_attached_to_attachable_networks_and_stay_on_their_node() {
     );
     log.ok(vec![attach(attachment(1, 1, &[(1, "10.1.0.5")]))]);
     let mut moved = attachment(1, 2, &[(1, "10.1.0.20")]);
-    moved.meta = log
-        .state
-        .attachment(moved.container_id)
-        .unwrap()
-        .meta
-        .clone();
+    moved.meta = log.state.attachment(moved.container_id).unwrap().meta;
     let moved = StoreAction::Update(Object::Attachment(Box::new(moved)));
     refused(&mut log, moved, "stays on its node");
     assert_eq!(log.state.attachments_of(NodeId::from_bits(1)).count(), 1);
