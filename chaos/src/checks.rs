@@ -1,13 +1,18 @@
 //! What must hold: at every instant, whenever a store changes, and in the end.
 
 use crate::world::{MANAGERS, World, node_id};
+use shoal_manager::netfeed;
 use shoal_manager::store::{State, check_invariants};
-use shoal_model::{NodeState, ServiceId, ServiceMode, Task, TaskId, TaskState};
+use shoal_model::{ClusterSpec, NodeState, ServiceId, ServiceMode, Task, TaskId, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// States that are kept to be compared with those of managers that come to the same version later.
 const STATES_KEPT_MAX: usize = 300;
+
+/// Longest time of one look at everything after the other.
+const STEP_MAX: Duration = Duration::from_millis(10);
 
 /// Remembers what it has seen, so that each state is looked at once.
 #[derive(Debug, Default)]
@@ -16,22 +21,75 @@ pub struct Watch {
     /// Of each manager: which start of it, and the version of its store.
     versions: BTreeMap<u64, (u64, u64)>,
     states: BTreeMap<u64, Arc<State>>,
+    /// Since when a task is to stop.
+    unwanted: BTreeMap<TaskId, Duration>,
 }
 
 impl Watch {
     /// Looks at everything that has changed since the last call.
-    pub fn look(&mut self, world: &World) {
+    pub fn look(&mut self, world: &World, now: Duration) {
         let changes = world.machines().map(|(_, one)| one.engine.changes()).sum();
         if changes != self.container_changes {
             self.container_changes = changes;
             fenced_slots_run_once(world);
         }
         for number in 1..=MANAGERS {
-            self.look_at_store(world, number);
+            self.look_at_store(world, number, now);
+        }
+        for (number, machine) in world.machines() {
+            for task in machine.engine.take_stops() {
+                self.drained_before_it_stops(world, number, task, now);
+            }
         }
     }
 
-    fn look_at_store(&mut self, world: &World, number: u64) {
+    /// No task is told to stop while a node with a lease still sends it new connections, unless every lease of the time
+    /// when it left rotation is over.
+    fn drained_before_it_stops(&self, world: &World, node: u64, task: TaskId, now: Duration) {
+        let Some(state) = world.newest() else {
+            return;
+        };
+        // What nobody knows or has given up was lost together with its node.
+        let Some(stored) = state
+            .task(task)
+            .filter(|one| !one.status.state.is_terminal())
+        else {
+            return;
+        };
+        let lease = ClusterSpec::default().lease_ms;
+        let lease = Duration::from_millis(lease).saturating_sub(STEP_MAX);
+        let drained = self
+            .unwanted
+            .get(&task)
+            .is_some_and(|since| now.saturating_sub(*since) >= lease);
+        let is_lost = state
+            .node(node_id(node))
+            .is_none_or(|node| node.status.state == NodeState::Down);
+        if drained || is_lost {
+            return;
+        }
+        for (number, machine) in world.machines() {
+            if machine.overlay.sends_to(task) {
+                let name = stored.name();
+                let since = self.unwanted.get(&task);
+                world.trace().violation(format!(
+                    "`{name}` ({task}) on node{node} is told to stop at {now:?}, unwanted since {since:?}, while \
+                     node{number} sends it connections"
+                ));
+            }
+        }
+    }
+
+    fn note_unwanted(&mut self, state: &State, now: Duration) {
+        for task in state
+            .tasks()
+            .filter(|task| task.desired > TaskState::Running)
+        {
+            self.unwanted.entry(task.id).or_insert(now);
+        }
+    }
+
+    fn look_at_store(&mut self, world: &World, number: u64, now: Duration) {
         let Some((start, state)) = world.store(number) else {
             self.versions.remove(&number);
             return;
@@ -41,6 +99,7 @@ impl Watch {
         if before == Some((start, version)) {
             return;
         }
+        self.note_unwanted(&state, now);
         let trace = world.trace();
         trace.note(format_args!("node{number} is at version {version}"));
         if before.is_some_and(|(then, before)| then == start && before > version) {
@@ -102,6 +161,7 @@ pub fn unwell(world: &World) -> Vec<String> {
             unwell.push(format!("node{number} is not ready"));
         }
     }
+    unwell.extend(outdated_networks(world, state));
     unwell.extend(lost_writes(world, state));
     for service in state.services() {
         let tasks: Vec<&Arc<Task>> = state.tasks_by_service(service.id).collect();
@@ -115,6 +175,24 @@ pub fn unwell(world: &World) -> Vec<String> {
     }
     unwell.extend(strays(world, state));
     unwell
+}
+
+/// Nodes whose networks are not what the store says.
+fn outdated_networks(world: &World, state: &State) -> Vec<String> {
+    let mut outdated = Vec::new();
+    for (number, machine) in world.machines() {
+        let in_force = machine.overlay.state();
+        let mut wanted = netfeed::view(state, node_id(number));
+        // A node hears of a version only if something in it concerns it.
+        wanted.version = in_force.version;
+        if *in_force != wanted {
+            outdated.push(format!(
+                "the networks of node{number} are at version {} and not what they should be",
+                in_force.version
+            ));
+        }
+    }
+    outdated
 }
 
 fn lost_writes(world: &World, state: &State) -> Vec<String> {

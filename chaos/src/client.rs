@@ -7,9 +7,12 @@ use crate::{Register, SimulatedLink};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use shoal_model::control::{ControlRequest, ControlResponse};
+use shoal_model::network::{NetworkAttachment, NetworkSpec};
 use shoal_model::rpc::{ErrorCode, Method, RpcError};
-use shoal_model::spec::{Mount, MountKind, OnPartition};
-use shoal_model::{Service, ServiceId, ServiceMode, ServiceSpec};
+use shoal_model::spec::{
+    EndpointMode, Mount, MountKind, OnPartition, PortConfig, Protocol, PublishMode,
+};
+use shoal_model::{NetworkId, Service, ServiceId, ServiceMode, ServiceSpec};
 use shoal_transport::{CallError, Expect, call};
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -21,6 +24,9 @@ const PERIOD: Duration = Duration::from_millis(150);
 /// Longest wait for an answer.
 const DEADLINE: Duration = Duration::from_secs(2);
 
+/// The network that services are in.
+const NETWORK: NetworkId = NetworkId::from_bits(1_000_000);
+
 /// Services that are made at most.
 const SERVICES_MAX: u128 = 16;
 
@@ -31,6 +37,7 @@ pub(crate) async fn run(world: World) -> Result<(), Box<dyn Error>> {
         world,
         made: 0,
         changes: 0,
+        has_network: false,
     };
     loop {
         tokio::time::sleep(PERIOD).await;
@@ -47,10 +54,16 @@ struct Client {
     made: u128,
     /// Specs so far: every one differs from all others.
     changes: u64,
+    /// The network of the services is there.
+    has_network: bool,
 }
 
 impl Client {
     async fn act(&mut self) {
+        if !self.has_network {
+            self.has_network = self.create_network().await;
+            return;
+        }
         let choice = self.random.random_range(0..10);
         if self.made < SERVICES_MAX && choice < 4 {
             return self.create().await;
@@ -75,6 +88,18 @@ impl Client {
             .collect();
         let place = self.random.random_range(0..left.len().max(1));
         left.into_iter().nth(place)
+    }
+
+    /// True once it is acknowledged.
+    async fn create_network(&mut self) -> bool {
+        let request = ControlRequest::CreateNetwork {
+            id: NETWORK,
+            spec: Box::new(NetworkSpec {
+                name: "backend".to_owned(),
+                ..NetworkSpec::default()
+            }),
+        };
+        self.ask(&request).await.is_ok()
     }
 
     async fn create(&mut self) {
@@ -196,7 +221,8 @@ impl Client {
         .await
     }
 
-    /// Services of several kinds: replicated and global, fenced and not, with a volume.
+    /// Services of several kinds: replicated and global, fenced and not, with a volume, in a network, found by name, with
+    /// a port on every node.
     fn spec(&mut self, number: u128) -> ServiceSpec {
         let mut spec = ServiceSpec {
             name: format!("service{number}"),
@@ -210,6 +236,25 @@ impl Client {
             ..ServiceSpec::default()
         };
         spec.task.container.image = "busybox".to_owned();
+        if number % 3 == 0 {
+            spec.task.networks.push(NetworkAttachment {
+                network_id: NETWORK,
+                aliases: Vec::new(),
+            });
+        }
+        if number % 6 == 0 {
+            spec.endpoint.mode = EndpointMode::DnsRoundRobin;
+        } else if number % 4 == 1 {
+            spec.endpoint.ports.push(PortConfig {
+                name: String::new(),
+                protocol: Protocol::Tcp,
+                target: 80,
+                published: 0,
+                mode: PublishMode::Ingress,
+                addrs: Vec::new(),
+                allow: Vec::new(),
+            });
+        }
         if number % 5 == 4 {
             spec.task.container.mounts.push(Mount {
                 kind: MountKind::Volume {

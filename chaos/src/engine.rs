@@ -55,6 +55,8 @@ struct State {
     containers: BTreeMap<ContainerId, Container>,
     volumes: BTreeSet<String>,
     made: u64,
+    /// Tasks whose running container was told to stop since [`FakeEngine::take_stops`].
+    stops: Vec<TaskId>,
     /// Counts starts and ends.
     changes: u64,
 }
@@ -96,6 +98,20 @@ impl FakeEngine {
     /// Counts how often a container has started or ended.
     pub fn changes(&self) -> u64 {
         self.state.borrow().changes
+    }
+
+    /// Tasks whose running container was told to stop since the last call.
+    pub fn take_stops(&self) -> Vec<TaskId> {
+        if self.state.borrow().stops.is_empty() {
+            return Vec::new();
+        }
+        let mut stops = Vec::new();
+        self.state.send_if_modified(|state| {
+            stops = std::mem::take(&mut state.stops);
+            // Nobody waits for this.
+            false
+        });
+        stops
     }
 
     /// Kills what has passed its deadline.
@@ -284,6 +300,11 @@ impl TaskRuntime for FakeEngine {
 
     async fn stop(&self, id: ContainerId) -> Result<(), RuntimeError> {
         if self.get(id, Container::is_running).unwrap_or(false) {
+            let task_id = self.get(id, |one| one.task_id)?;
+            self.state.send_if_modified(|state| {
+                state.stops.push(task_id);
+                false
+            });
             self.spend(STOP_MS).await;
             self.end(id, 143, "stopped");
         }

@@ -104,6 +104,7 @@ impl Faults {
         if self.off.insert(node) {
             self.note(format_args!("the daemon of node{node} is killed"));
             sim.crash(host(node));
+            self.world.machine(node).overlay.daemon_gone();
             self.world.forget_manager(node);
         }
     }
@@ -134,6 +135,7 @@ impl Faults {
         let machine = self.world.machine(node);
         machine.disk.crash(|| self.random.random());
         machine.engine.crash();
+        machine.overlay.crash();
     }
 
     fn start_all(&mut self, sim: &mut Sim<'_>) {

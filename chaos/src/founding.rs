@@ -4,6 +4,7 @@ use crate::network::CONTROL_PORT;
 use crate::world::{MANAGERS, NODES, digest, host, node_id};
 use shoal_model::cluster::{JoinSecret, Redacted, RootCa};
 use shoal_model::command::{FEATURE_LEVEL, Object, StoreAction};
+use shoal_model::network::{WireGuardBackend, WireGuardDescription};
 use shoal_model::node::ManagerStatus;
 use shoal_model::session::ManagerPeer;
 use shoal_model::{
@@ -14,6 +15,9 @@ use std::net::SocketAddr;
 
 /// Entries between two snapshots: few, so that members which were away get one.
 const SNAPSHOT_INTERVAL_ENTRIES: u64 = 100;
+
+/// What nodes say of their WireGuard, which there is none of.
+const WIREGUARD_PORT: u16 = 51_820;
 
 /// Where a node listens.
 pub(crate) fn addr(number: u64) -> SocketAddr {
@@ -41,6 +45,12 @@ pub(crate) fn description(number: u64) -> NodeDescription {
         },
         feature_level_max: FEATURE_LEVEL,
         control_addr: Some(addr(number)),
+        wireguard: Some(WireGuardDescription {
+            public_key: digest(number),
+            next_key: None,
+            port: WIREGUARD_PORT,
+            backend: WireGuardBackend::Userspace,
+        }),
         ..NodeDescription::default()
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Managers (Raft, store, loops, dispatcher, control API) and agents are the real ones. The fakes are the seams: the
 //! disks ([`MemoryDisk`], [`RecordDisk`]), the network ([`SimulatedLink`] over turmoil's TCP), the clocks
-//! ([`SimulatedClock`]) and the containers ([`FakeEngine`]). Nothing here starts a thread or asks the machine for time
+//! ([`SimulatedClock`]), the containers ([`FakeEngine`]) and the overlay ([`FakeOverlay`]). Nothing here starts a thread or asks the machine for time
 //! or randomness.
 //!
 //! * [`simulate`]: one run: faults by seed, then healing, then everything must be well.
@@ -19,6 +19,7 @@ mod faults;
 mod founding;
 mod network;
 mod node;
+mod overlay;
 mod register;
 mod simulation;
 mod trace;
@@ -28,6 +29,7 @@ pub use clock::{SeededIds, SimulatedClock};
 pub use disk::{MemoryDisk, RecordDisk};
 pub use engine::{Container, FakeEngine};
 pub use network::{CONTROL_PORT, SimulatedLink, serve};
+pub use overlay::FakeOverlay;
 pub use register::Register;
 pub use simulation::{Failure, Summary, simulate};
 pub use trace::Trace;

@@ -4,7 +4,7 @@ use crate::founding::{addr, description, first_entries, managers};
 use crate::network::serve;
 use crate::world::{MANAGERS, World, node_id};
 use crate::{SeededIds, SimulatedLink, disk};
-use shoal_agent::{Agent, AgentHandle, AgentOptions};
+use shoal_agent::{Agent, AgentHandle, AgentNetwork, AgentOptions};
 use shoal_manager::consensus::Leadership;
 use shoal_manager::manager::ManagerError;
 use shoal_manager::raft::{Placement, Timing};
@@ -33,6 +33,7 @@ pub(crate) async fn run(world: World, number: u64) -> Result<(), Box<dyn Error>>
         world.machine(number).restart.notified().await;
         let told = agent.announce_hold(HOLD).await;
         agent.shutdown().await;
+        world.machine(number).overlay.daemon_gone();
         world.trace().note(format_args!(
             "node{number} is about to restart, told: {told}"
         ));
@@ -47,7 +48,10 @@ async fn start_agent(world: &World, number: u64) -> Option<AgentHandle> {
         seeds: (1..=MANAGERS).map(addr).collect(),
         disk: Arc::new(machine.record.clone()),
         runtime: Arc::new(machine.engine.clone()),
-        network: None,
+        network: Some(AgentNetwork {
+            sink: Arc::new(machine.overlay.clone()),
+            disk: Arc::new(machine.network_record.clone()),
+        }),
         clock: Arc::new(machine.clock.clone()),
         seed: world.fresh_seed(),
         description: description(number),

@@ -75,7 +75,7 @@ impl Run<'_> {
             for (_, machine) in self.world.machines() {
                 machine.engine.enforce_deadlines(now_ns);
             }
-            self.watch.look(&self.world);
+            self.watch.look(&self.world, now);
             let violations = self.world.trace().violations();
             if !violations.is_empty() {
                 return self.fail(violations);

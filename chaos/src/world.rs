@@ -1,6 +1,6 @@
 //! What outlives a crash, and what is known of the cluster from outside.
 
-use crate::{FakeEngine, MemoryDisk, RecordDisk, Register, SimulatedClock, Trace};
+use crate::{FakeEngine, FakeOverlay, MemoryDisk, RecordDisk, Register, SimulatedClock, Trace};
 use shoal_manager::consensus::Leadership;
 use shoal_manager::store::{State, Store};
 use shoal_model::{ClusterId, NodeId, NodeRole, ServiceId};
@@ -25,10 +25,14 @@ pub struct Machine {
     pub disk: MemoryDisk,
     /// Disk of the agent.
     pub record: RecordDisk,
+    /// Disk of the agent for the state of the networks.
+    pub network_record: RecordDisk,
     /// Clocks.
     pub clock: SimulatedClock,
     /// Containers.
     pub engine: FakeEngine,
+    /// Networks.
+    pub overlay: FakeOverlay,
     /// Tells the daemon to announce a restart and to end.
     pub restart: Arc<Notify>,
 }
@@ -92,8 +96,10 @@ impl World {
         let machine = |number: u64| Machine {
             disk: MemoryDisk::default(),
             record: RecordDisk::default(),
+            network_record: RecordDisk::default(),
             clock: SimulatedClock::default(),
             engine: FakeEngine::new(number, seed ^ (number << 32), trace.clone()),
+            overlay: FakeOverlay::new(seed ^ (number << 48)),
             restart: Arc::default(),
         };
         Self {
@@ -194,6 +200,12 @@ impl World {
             Leadership::Follower { .. } | Leadership::Stopped { .. } => None,
         });
         leading.max().map(|(_, number)| number)
+    }
+
+    /// The newest state of all running managers.
+    pub fn newest(&self) -> Option<Arc<State>> {
+        let states = (1..=MANAGERS).filter_map(|number| self.state(number));
+        states.max_by_key(|state| state.version())
     }
 
     /// What the client knows of each service.

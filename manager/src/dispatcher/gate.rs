@@ -7,8 +7,9 @@
 //!
 //! What is held follows from the store, so that a new leader holds the same tasks, and starts waiting over.
 
+use super::quorum::CONFIRMED_FOR;
 use super::{Term, lock};
-use crate::netfeed::{is_reachable, serves};
+use crate::netfeed::{is_lost, is_reachable};
 use crate::store::{Change, Entity, State};
 use shoal_model::command::ObjectKey;
 use shoal_model::spec::EndpointMode;
@@ -27,10 +28,12 @@ const NAME_TTL: Duration = Duration::from_secs(1);
 const LEASES_PERIOD: Duration = Duration::from_millis(50);
 
 /// Tasks that are not told yet that they must go.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Gate {
     inner: Mutex<Inner>,
     wake: Notify,
+    /// No other manager renews a lease from then on: one that led before may do so for a while.
+    alone_from: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -53,9 +56,13 @@ struct Held {
     rests_until: Option<Instant>,
 }
 
-/// Whether others may still send new connections to a task that is to go.
+/// Whether others may still send new connections to a task that is to go. One that is not ready counts too: it was
+/// taken out of rotation before, and not every node may have heard of that.
 fn drains(state: &State, task: &Task) -> bool {
-    task.desired > TaskState::Running && is_reachable(task) && serves(state, task)
+    task.desired > TaskState::Running
+        && is_reachable(task)
+        && task.status.state == TaskState::Running
+        && task.node_id.is_some_and(|node_id| !is_lost(state, node_id))
 }
 
 fn found_by_name(state: &State, task: &Task) -> bool {
@@ -83,6 +90,15 @@ struct Opened {
 }
 
 impl Gate {
+    /// A gate of a manager that leads from `now` on.
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            inner: Mutex::default(),
+            wake: Notify::new(),
+            alone_from: now + CONFIRMED_FOR,
+        }
+    }
+
     /// Whether `task` must not hear yet that it is to go.
     pub(super) fn holds(&self, state: &State, task: &Task) -> bool {
         drains(state, task) && !lock(&self.inner).released.contains(&task.id)
@@ -127,7 +143,7 @@ impl Gate {
         let held = Held {
             node_id,
             version: task.meta.version,
-            until: now + lease(state),
+            until: now.max(self.alone_from) + lease(state),
             by_name: found_by_name(state, task),
             rests_until: None,
         };

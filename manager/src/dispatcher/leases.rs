@@ -1,5 +1,6 @@
 //! Which nodes may still hold a lease, for whoever waits for them.
 
+use super::quorum::CONFIRMED_FOR;
 use super::{Live, lock};
 use crate::netfeed::Leases;
 use crate::store::State;
@@ -30,8 +31,13 @@ impl Leases for LeaseBook {
         let now = Instant::now();
         let live = lock(&self.0);
         let is_live = |node: &&Arc<Node>| {
-            let known = live.liveness.was_heard(node.id) || may_have_lease(node);
-            known && live.liveness.silence(node.id, now) < lease
+            let silence = live.liveness.silence(node.id, now);
+            if live.liveness.was_heard(node.id) {
+                silence < lease
+            } else {
+                // The manager that led before may have renewed leases for a while.
+                may_have_lease(node) && silence < lease + CONFIRMED_FOR
+            }
         };
         state.nodes().filter(is_live).map(|node| node.id).collect()
     }

@@ -143,9 +143,10 @@ impl Dispatcher {
     async fn serve_term(&self, cancel: &CancellationToken) {
         let context = self.0.context.clone();
         let (writer, queue) = Writer::new();
+        let started = Instant::now();
         let live = Arc::new(Mutex::new(Live {
             sessions: BTreeMap::new(),
-            liveness: Liveness::new(Instant::now()),
+            liveness: Liveness::new(started),
         }));
         let leases = Arc::new(LeaseBook::new(Arc::clone(&live)));
         // Both follow the store from before they look at it, so that they miss nothing.
@@ -157,7 +158,7 @@ impl Dispatcher {
             context: context.clone(),
             live,
             feeds: Arc::clone(&feeds),
-            gate: Gate::default(),
+            gate: Gate::new(started),
             writer,
             quorum: Quorum::default(),
             cancel: cancel.clone(),

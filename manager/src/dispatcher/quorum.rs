@@ -16,7 +16,7 @@ const CONFIRM_PERIOD: Duration = Duration::from_millis(150);
 
 /// Heartbeats are answered for so long after a confirmation: less than the difference between the smallest down limit
 /// and the lease, which is a second.
-const CONFIRMED_FOR: Duration = Duration::from_millis(700);
+pub(super) const CONFIRMED_FOR: Duration = Duration::from_millis(700);
 
 /// When this manager was last known to lead.
 #[derive(Debug, Default)]

@@ -17,8 +17,9 @@ mod term;
 mod tests;
 
 pub use catalogue::view;
+pub(crate) use records::is_lost;
 pub(crate) use records::record;
-pub use records::{in_rotation, is_reachable, serves};
+pub use records::{in_rotation, is_reachable};
 pub(crate) use term::FeedTerm;
 
 use crate::store::{State, Store};

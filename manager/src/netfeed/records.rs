@@ -12,13 +12,8 @@ use std::net::{IpAddr, SocketAddr};
 
 /// Whether `task` takes new connections: it runs, is healthy, and is to stay, on a node that was not lost.
 pub fn in_rotation(state: &State, task: &Task) -> bool {
-    task.desired == TaskState::Running && serves(state, task)
-}
-
-/// Whether others may still send new connections to `task`, wanted or not: it runs, is healthy, and its node is not
-/// lost.
-pub fn serves(state: &State, task: &Task) -> bool {
-    task.status.state == TaskState::Running
+    task.desired == TaskState::Running
+        && task.status.state == TaskState::Running
         && task.status.ready
         && task.node_id.is_some_and(|node_id| !is_lost(state, node_id))
 }
@@ -37,7 +32,8 @@ pub(super) fn has_ingress(service: &Service) -> bool {
     service.ports.iter().any(is_ingress)
 }
 
-fn is_lost(state: &State, node_id: NodeId) -> bool {
+/// Whether the node is gone, or so long silent that its tasks are replaced.
+pub(crate) fn is_lost(state: &State, node_id: NodeId) -> bool {
     state
         .node(node_id)
         .is_none_or(|node| node.status.state == NodeState::Down)
