@@ -70,6 +70,7 @@ fn parse_and_run() -> ExitCode {
                 command: command.clone(),
             });
         }
+        Command::Netd(args) => return daemon::netd_main(args),
         Command::Completion { shell } => {
             let mut command = Cli::command();
             clap_complete::generate(*shell, &mut command, "shoal", &mut std::io::stdout());

@@ -8,7 +8,9 @@
 pub mod check;
 pub mod dns;
 pub mod local;
+pub mod mesh;
 pub mod metrics;
+pub mod netd;
 mod nft;
 mod overlay;
 pub mod probe;

@@ -85,3 +85,13 @@ pub(crate) struct ShimArgs {
     #[arg(long)]
     pub(crate) bundle: PathBuf,
 }
+
+#[derive(Debug, Args)]
+pub(crate) struct NetdArgs {
+    /// Where its control socket is
+    #[arg(long)]
+    pub(crate) run_root: PathBuf,
+    /// How much to log: error, warn, info, debug, trace, or a filter
+    #[arg(long, default_value = "info")]
+    pub(crate) log: String,
+}

@@ -114,6 +114,9 @@ pub(crate) enum Command {
     /// The parent of one container
     #[command(hide = true)]
     Shim(daemon::ShimArgs),
+    /// The data plane of one daemon
+    #[command(hide = true)]
+    Netd(daemon::NetdArgs),
 }
 
 /// How one object is shown.

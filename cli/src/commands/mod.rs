@@ -62,7 +62,8 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<()> {
         Command::Completion { .. }
         | Command::Daemon(_)
         | Command::Playground(_)
-        | Command::Shim(_) => Err(CliError::Usage(
+        | Command::Shim(_)
+        | Command::Netd(_) => Err(CliError::Usage(
             "this command does not talk to a daemon".to_owned(),
         )),
     }

@@ -13,7 +13,7 @@ mod overlay;
 mod record;
 mod task_logs;
 
-use crate::args::daemon::DaemonArgs;
+use crate::args::daemon::{DaemonArgs, NetdArgs};
 use crate::spec::parse;
 use membership::{Membership, MembershipOptions};
 use record::NodeRecord;
@@ -41,7 +41,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 pub(crate) fn main(args: DaemonArgs) -> ExitCode {
-    if let Err(err) = start_logging(&args) {
+    if let Err(err) = start_logging(&args.log, args.log_json) {
         eprintln!("shoal daemon: {err}");
         return ExitCode::FAILURE;
     }
@@ -67,19 +67,35 @@ pub(crate) fn main(args: DaemonArgs) -> ExitCode {
     }
 }
 
-fn start_logging(args: &DaemonArgs) -> Result<(), Failure> {
+fn start_logging(log: &str, json: bool) -> Result<(), Failure> {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_new(&args.log)
-        .map_err(|err| format!("invalid argument \"{}\" for --log: {err}", args.log))?;
+    let filter = EnvFilter::try_new(log)
+        .map_err(|err| format!("invalid argument \"{}\" for --log: {err}", log))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
-    if args.log_json {
+    if json {
         builder.json().init();
     } else {
         builder.with_ansi(false).init();
     }
     Ok(())
+}
+
+/// `shoal netd`. It has no threads but its own: this runs before any exists.
+pub(crate) fn netd_main(args: &NetdArgs) -> ExitCode {
+    if let Err(err) = start_logging(&args.log, false) {
+        eprintln!("shoal netd: {err}");
+        return ExitCode::FAILURE;
+    }
+    let run_root = args.run_root.clone();
+    match shoal_overlay_net::netd::main(&shoal_overlay_net::netd::NetdArgs { run_root }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            tracing::error!(err = shoal_overlay_net::netd::chain(&err), "netd ended");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn engine_options(args: &DaemonArgs) -> Result<EngineOptions, Failure> {

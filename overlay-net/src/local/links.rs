@@ -14,7 +14,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 /// Opens a netlink connection in the calling thread's network namespace and lets the runtime serve it.
-pub(super) fn connect() -> io::Result<Handle> {
+pub(crate) fn connect() -> io::Result<Handle> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     // Ends by itself when the last handle is dropped.
     tokio::spawn(connection);

@@ -7,6 +7,7 @@ mod plan;
 mod reserve;
 mod ruleset;
 
+pub(crate) use links::connect;
 pub use machine::MACHINE_NETWORKS_MAX;
 pub use plan::{
     AttachSpec, Attachment, BridgeSpec, InstanceTag, LocalPlan, PortPublish, Transport,

@@ -1,0 +1,1 @@
+//! Properties of cutting up and putting together.
