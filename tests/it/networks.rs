@@ -21,22 +21,32 @@ struct Answer {
     client: String,
 }
 
-/// Makes the service `name` of containers that say who they are.
-async fn create_who(test: &TestCluster, name: &str, words: &[&str]) {
+/// Makes the service `name` of `count` containers that run a script.
+async fn create(test: &TestCluster, name: &str, count: usize, words: &[&str], script: &str) {
     let host = test.cluster().host("manager1").unwrap();
-    let begin = ["svc", "create", "--name", name, "--stop-signal", "SIGKILL"];
-    let end = ["busybox", "sh", "-c", WHO];
+    let begin = ["svc", "create", "-d", "--name", name];
+    let end = ["--stop-signal", "SIGKILL", "busybox", "sh", "-c", script];
     host.shoal(begin.iter().chain(words).chain(&end))
         .await
         .unwrap();
+    test.wait_running("manager1", name, count).await;
+}
+
+/// Makes the service `name` of containers that say who they are.
+async fn create_who(test: &TestCluster, name: &str, replicas: usize, words: &[&str]) {
+    let count = replicas.to_string();
+    let words: Vec<&str> = ["--replicas", &count]
+        .into_iter()
+        .chain(words.iter().copied())
+        .collect();
+    create(test, name, replicas, &words, WHO).await;
 }
 
 /// Makes a service of containers that do nothing, one on every node.
 async fn create_idle(test: &TestCluster, name: &str, network: &str) {
-    let line = format!(
-        "svc create --name {name} --mode global --network {network} --stop-signal SIGKILL busybox sleep 100000"
-    );
-    test.shoal("manager1", &line).await;
+    let count = names(test).len();
+    let words = ["--mode", "global", "--network", network];
+    create(test, name, count, &words, "exec sleep 100000").await;
 }
 
 /// The container of a service on a node, by its id.
@@ -162,11 +172,10 @@ fn root_names_and_virtual_addresses_reach_tasks_on_every_host() {
         create_who(
             test,
             "web",
+            3,
             &[
                 "--network",
                 "name=backend,alias=www",
-                "--replicas",
-                "3",
                 "--replicas-max-per-node",
                 "1",
             ],
@@ -262,10 +271,11 @@ fn root_published_port_answers_on_every_node_and_shows_the_clients_address() {
             .unwrap();
         let client = test.cluster().host("client").unwrap().address;
         // Neither has a network of its own; the second stays off two of the three nodes.
-        create_who(test, "web", &["--replicas", "2", "--publish", "80:8080"]).await;
+        create_who(test, "web", 2, &["--publish", "80:8080"]).await;
         create_who(
             test,
             "one",
+            1,
             &[
                 "--publish",
                 "published=81,target=8080",
@@ -328,11 +338,12 @@ fn root_networks_are_apart_and_internal_ones_have_no_way_out() {
         let (here, there) = (on("manager1"), on("worker1"));
         for (name, network, constraint) in [("front", "front", &here), ("back", "back", &there)] {
             let words = ["--network", network, "--constraint", constraint];
-            create_who(test, name, &words).await;
+            create_who(test, name, 1, &words).await;
         }
         create_who(
             test,
             "both",
+            1,
             &[
                 "--network",
                 "front",
@@ -389,6 +400,7 @@ fn root_containers_are_attached_by_name_with_address_and_aliases() {
         create_who(
             test,
             "web",
+            1,
             &[
                 "--network",
                 "open",
@@ -469,46 +481,23 @@ fn root_containers_are_attached_by_name_with_address_and_aliases() {
 fn root_daemon_restarts_cut_no_flow_and_fail_no_look_up() {
     with_cluster(1, 2, async |test| {
         test.shoal("manager1", "network create backend").await;
-        let host = test.cluster().host("manager1").unwrap();
         // One connection for the whole test: the server ends with it.
-        let script = "nc -l -p 9000 | while read line; do echo $line >> /tmp/got; done";
-        host.shoal([
-            "svc",
-            "create",
-            "--name",
-            "sink",
+        let words = [
             "--network",
             "backend",
             "--constraint",
             "node.hostname==worker1",
-            "--stop-signal",
-            "SIGKILL",
-            "busybox",
-            "sh",
-            "-c",
-            script,
-        ])
-        .await
-        .unwrap();
-        let script = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.05; done | nc sink 9000";
-        host.shoal([
-            "svc",
-            "create",
-            "--name",
-            "source",
+        ];
+        let script = "nc -l -p 9000 | while read line; do echo $line >> /tmp/got; done";
+        create(test, "sink", 1, &words, script).await;
+        let words = [
             "--network",
             "backend",
             "--constraint",
             "node.hostname==worker2",
-            "--stop-signal",
-            "SIGKILL",
-            "busybox",
-            "sh",
-            "-c",
-            script,
-        ])
-        .await
-        .unwrap();
+        ];
+        let script = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.05; done | nc sink 9000";
+        create(test, "source", 1, &words, script).await;
         let (sink, source) = (
             container_on(test, "worker1", "sink").await,
             container_on(test, "worker2", "source").await,
@@ -573,11 +562,10 @@ fn root_lost_host_leaves_names_and_ports_within_seconds() {
         create_who(
             test,
             "web",
+            4,
             &[
                 "--network",
                 "backend",
-                "--replicas",
-                "4",
                 "--replicas-max-per-node",
                 "1",
                 "--publish",
