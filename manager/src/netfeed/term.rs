@@ -3,6 +3,7 @@
 use super::catalogue::{Catalogue, Differences, Topic, dirty};
 use super::{Leases, NotConfirmed};
 use crate::store::{ChangeBatch, State, Store, WatchItem, Watcher};
+use shoal_model::command::ObjectKey;
 use shoal_model::control::NodeNetworkView;
 use shoal_model::netstate::{NetChange, NetKey, NetRecord};
 use shoal_model::{NodeId, Version};
@@ -181,9 +182,21 @@ impl Inner {
         followers.flatten().copied().collect()
     }
 
+    /// Ends the feed of a node.
+    fn forget(&mut self, node_id: NodeId) {
+        if let Some(feed) = self.feeds.remove(&node_id) {
+            self.unfollow(node_id, &feed.topics);
+            feed.wake.notify_one();
+        }
+    }
+
     fn start_over(&mut self, state: &State) {
         self.catalogue = Catalogue::of(state);
         self.handed_out = state.version();
+        let gone = self.feeds.keys().filter(|id| state.node(**id).is_none());
+        for node_id in gone.copied().collect::<Vec<_>>() {
+            self.forget(node_id);
+        }
         let nodes: Vec<NodeId> = self.feeds.keys().copied().collect();
         for node_id in nodes {
             self.follow_topics(node_id, state.version());
@@ -280,6 +293,12 @@ impl FeedTerm {
         let mut inner = self.lock();
         let differences = inner.catalogue.update(&state, keys);
         inner.apply(&differences, last.version);
+        let changes = batches.iter().flat_map(|batch| &batch.changes);
+        for change in changes.filter(|change| change.after.is_none()) {
+            if let ObjectKey::Node(id) = change.key {
+                inner.forget(id);
+            }
+        }
     }
 
     /// Opens a node's feed; its former one ends.
@@ -314,16 +333,14 @@ impl FeedTerm {
     /// Forgets a feed unless a newer one has taken its place.
     pub(super) fn close(&self, node_id: NodeId, id: u64) {
         let mut inner = self.lock();
-        if inner.feeds.get(&node_id).is_some_and(|feed| feed.id == id)
-            && let Some(feed) = inner.feeds.remove(&node_id)
-        {
-            inner.unfollow(node_id, &feed.topics);
+        if inner.feeds.get(&node_id).is_some_and(|feed| feed.id == id) {
+            inner.forget(node_id);
         }
         drop(inner);
         self.progressed();
     }
 
-    /// What the feed sends next; `None`: a newer feed has taken its place.
+    /// What the feed sends next; `None`: a newer feed has taken its place, or the node was removed.
     pub(super) fn parcel(&self, node_id: NodeId, id: u64) -> Option<Parcel> {
         let mut inner = self.lock();
         let inner = &mut *inner;
@@ -476,6 +493,12 @@ impl FeedTerm {
     #[cfg(test)]
     pub(super) fn handed_out(&self) -> Version {
         self.lock().handed_out
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_open(&self, node_id: NodeId, id: u64) -> bool {
+        let inner = self.lock();
+        inner.feeds.get(&node_id).is_some_and(|feed| feed.id == id)
     }
 
     #[cfg(test)]

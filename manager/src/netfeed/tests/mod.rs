@@ -118,6 +118,18 @@ impl Scene {
         }
     }
 
+    /// As [`Self::settle`], for a node that may have been removed. False: its feed has ended.
+    fn settle_if_open(&mut self, number: u128) -> bool {
+        let id = self.followers.get(&number).map(|follower| follower.id);
+        let open = id.is_some_and(|id| self.term.is_open(node_id(number), id));
+        if !open {
+            self.followers.remove(&number);
+        } else if let Some(version) = self.receive(number) {
+            self.applied(number, version);
+        }
+        open
+    }
+
     fn told(&self, number: u128) -> &NetState {
         &self.followers[&number].state
     }
@@ -307,6 +319,24 @@ fn a_node_without_a_lease_is_not_waited_for_and_one_that_reconnects_is() {
 }
 
 #[test]
+fn a_removed_node_is_told_nothing_more_and_its_key_goes_everywhere() {
+    let mut scene = Scene::with_two_networks();
+    scene.world.ok(vec![lease(2, 3)]);
+    for number in [1, 3] {
+        scene.settle(number);
+    }
+    assert!(scene.told(1).nodes.contains_key(&node_id(3)));
+    scene.world.ok(vec![
+        remove(ObjectKey::Lease(network_id(2), node_id(3))),
+        remove(ObjectKey::Node(node_id(3))),
+    ]);
+    scene.settle(1);
+    assert!(!scene.told(1).nodes.contains_key(&node_id(3)));
+    let id = scene.followers[&3].id;
+    assert!(scene.term.parcel(node_id(3), id).is_none());
+}
+
+#[test]
 fn changes_of_one_record_are_one() {
     let mut scene = Scene::with_two_networks();
     for key in 5..30 {
@@ -463,11 +493,7 @@ impl Scene {
                 true
             }
             Step::Receive(number) => {
-                if self.followers.contains_key(&number)
-                    && let Some(version) = self.receive(number)
-                {
-                    self.applied(number, version);
-                }
+                self.settle_if_open(number);
                 true
             }
             Step::Follow => {
@@ -501,7 +527,9 @@ proptest! {
         scene.follow();
         let numbers: Vec<u128> = scene.followers.keys().copied().collect();
         for number in numbers {
-            scene.settle(number);
+            if !scene.settle_if_open(number) {
+                continue;
+            }
             let mut wanted = scene.wanted(number);
             wanted.version = scene.told(number).version;
             prop_assert_eq!(scene.told(number), &wanted);
