@@ -522,3 +522,42 @@ fn a_preset_node_is_the_only_one_asked() {
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].node_name, "n2");
 }
+
+#[test]
+fn a_task_that_needs_an_address_runs_only_on_nodes_of_the_mesh() {
+    let mut cluster = Cluster::new();
+    let mut meshed = ready(2);
+    meshed.mesh = Some(shoal_model::network::MeshAddress {
+        ipv4: [10, 255, 0, 2].into(),
+        ipv6: 2.into(),
+    });
+    cluster.upsert_node(&ready(1));
+    let mut published = task(1, 1, 1, &Arc::new(TaskSpec::default()));
+    published.ports.push(PortConfig {
+        target: 80,
+        published: 80,
+        mode: PublishMode::Ingress,
+        ..PortConfig::default()
+    });
+    let plain = task(2, 2, 1, &Arc::new(TaskSpec::default()));
+    let requests = [TaskRequest::from(&published), TaskRequest::from(&plain)];
+    let plan = schedule(&mut cluster, &requests, NOW);
+    assert_eq!(
+        plan.placements,
+        [(TaskId::from_bits(2), NodeId::from_bits(1))]
+    );
+    let (_, refusals) = &plan.unplaced[0];
+    assert_eq!(refusals[0].filter, "network");
+    assert!(
+        refusals[0]
+            .reason
+            .starts_with("`n1` is not part of the network across hosts"),
+        "{refusals:?}"
+    );
+    cluster.upsert_node(&meshed);
+    let plan = schedule(&mut cluster, &requests[..1], NOW);
+    assert_eq!(
+        plan.placements,
+        [(TaskId::from_bits(1), NodeId::from_bits(2))]
+    );
+}

@@ -2,6 +2,7 @@
 
 use super::world::{Host, World};
 use proptest::prelude::*;
+use shoal_model::network::NetworkAttachment;
 use shoal_model::spec::{Mount, MountKind, OnPartition, UpdateOrder};
 use shoal_model::{Availability, Labels, NodeId, ServiceMode, ServiceSpec, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
@@ -124,17 +125,40 @@ fn heal(world: &mut World) {
     world.wait(Duration::from_secs(200));
 }
 
+/// A world with the services, in a network with few addresses to spare if `networked`.
+fn populated(networked: bool) -> World {
+    let mut world = World::new();
+    if networked {
+        world.add_network("net", "10.1.0.0/27");
+    }
+    for node in 1..=NODES {
+        let name = format!("n{node}");
+        world.add_node(&name, &[]);
+        if networked {
+            world.describe_wireguard(&name);
+        }
+    }
+    world.settle();
+    for mut spec in specs() {
+        if networked {
+            spec.task.networks.push(NetworkAttachment {
+                network_id: world.network("net"),
+                aliases: Vec::new(),
+            });
+        }
+        world.add_service(spec);
+    }
+    world
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
     #[test]
-    fn after_the_faults_every_service_has_what_it_declares(events in events()) {
-        let mut world = World::new();
-        for node in 1..=NODES {
-            world.add_node(&format!("n{node}"), &[]);
-        }
-        for spec in specs() {
-            world.add_service(spec);
-        }
+    fn after_the_faults_every_service_has_what_it_declares(
+        events in events(),
+        networked in any::<bool>(),
+    ) {
+        let mut world = populated(networked);
         world.settle();
         events.iter().for_each(|event| happen(&mut world, event));
         heal(&mut world);
@@ -150,6 +174,7 @@ proptest! {
             for task in &running {
                 prop_assert_eq!(task.status.state, TaskState::Running, "{}", world.show());
                 prop_assert_eq!(task.spec_version, service.spec_version, "{}", world.show());
+                prop_assert_eq!(task.endpoints.len(), usize::from(networked));
             }
             let places: BTreeSet<_> = running
                 .iter()
@@ -164,5 +189,12 @@ proptest! {
             expected += wanted;
         }
         prop_assert_eq!(world.containers(), expected, "{}", world.show());
+        // Nobody keeps addresses that nobody uses: each node runs at least its task of the global service.
+        let leased = world.state.leases().flat_map(|lease| &lease.blocks);
+        let idle = leased.filter(|block| {
+            let network = world.network("net");
+            world.state.endpoints_in(network, **block).next().is_none()
+        });
+        prop_assert_eq!(idle.count(), 0);
     }
 }
