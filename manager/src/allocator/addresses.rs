@@ -12,7 +12,8 @@ use shoal_model::command::{Object, ObjectKey, StoreAction};
 use shoal_model::netstate::EndpointId;
 use shoal_model::network::{AddressLease, Endpoint, NetworkAttachment};
 use shoal_model::{Meta, Network, NetworkId, NodeId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::Ipv4Addr;
 
 /// A draft of who has which address. [`Addresses::into_actions`] says how the leases come to be like it.
@@ -101,6 +102,10 @@ impl<'a> Addresses<'a> {
     fn put_back(&mut self, endpoint: &Endpoint, node: NodeId) {
         if let Some(book) = self.networks.get_mut(&endpoint.network_id) {
             book.free_of(node).push(endpoint.ipv4);
+            let count = book.free_of(node).len();
+            if let Some(rich) = &mut book.rich {
+                rich.push((count, Reverse(node)));
+            }
         }
     }
 
@@ -112,6 +117,9 @@ impl<'a> Addresses<'a> {
             network,
             leases: BTreeMap::new(),
             free: BTreeMap::new(),
+            rich: None,
+            moves: false,
+            full: false,
             occupied: None,
         }))
     }
@@ -174,6 +182,13 @@ struct Book<'a> {
     leases: BTreeMap<NodeId, Draft>,
     /// Addresses that a node has leased and nobody uses, of nodes that were looked at.
     free: BTreeMap<NodeId, Vec<Ipv4Addr>>,
+    /// Nodes with the number of their free addresses, most first, once an address had to change its node. An entry may
+    /// be outdated; every node that may give has one.
+    rich: Option<BinaryHeap<(usize, Reverse<NodeId>)>>,
+    /// A node that has grown with this draft has addresses to spare.
+    moves: bool,
+    /// No block is left that nobody has leased. What is leased is split in a draft, and never free again.
+    full: bool,
     /// Stretches (first, last) that are leased or virtual, once they were asked for.
     occupied: Option<Occupied>,
 }
@@ -306,10 +321,12 @@ impl Book<'_> {
         if self.draft(node).change == Change::Shrunk {
             return Err(self.moving());
         }
-        match self.unleased(node) {
+        let block = if self.full { None } else { self.unleased(node) };
+        match block {
             Some(block) => self.lease_more(node, block),
             None => {
-                let (holder, address) = self.spare(node)?;
+                self.full = true;
+                let (holder, address) = self.spare()?;
                 self.take_from(holder, address)?;
                 self.lease_more(node, blocks::single(address))
             }
@@ -393,31 +410,56 @@ impl Book<'_> {
         Ok(())
     }
 
-    /// The highest unused address of the node that has most of them, other than `node`. Nodes that have left keep
-    /// theirs for a while.
-    fn spare(&mut self, node: NodeId) -> Result<(NodeId, Ipv4Addr), AllocationError> {
-        self.load_all();
-        let others = || {
-            self.free
-                .iter()
-                .filter(|(id, free)| **id != node && !free.is_empty())
+    /// The highest unused address of the node that has most of them. Nodes that have left keep theirs for a while.
+    fn spare(&mut self) -> Result<(NodeId, Ipv4Addr), AllocationError> {
+        let mut rich = match self.rich.take() {
+            Some(rich) => rich,
+            None => {
+                self.load_all();
+                let present = self
+                    .free
+                    .iter()
+                    .filter(|(id, _)| self.state.node(**id).is_some());
+                present
+                    .map(|(id, free)| (free.len(), Reverse(*id)))
+                    .collect()
+            }
         };
-        let grown = |id: &NodeId| {
-            self.leases
-                .get(id)
-                .is_some_and(|it| it.change == Change::Grown)
-        };
-        let (present, moving): (Vec<_>, Vec<_>) = others()
-            .filter(|(id, _)| self.state.node(**id).is_some())
-            .partition(|(id, _)| !grown(id));
-        let richest = present
-            .into_iter()
-            .max_by_key(|(id, free)| (free.len(), std::cmp::Reverse(**id)));
-        match richest.and_then(|(id, free)| Some((*id, free.iter().max().copied()?))) {
+        let found = self.richest(&mut rich);
+        self.rich = Some(rich);
+        match found {
             Some(found) => Ok(found),
-            None if moving.is_empty() => Err(self.exhausted()),
-            None => Err(self.moving()),
+            None if self.moves => Err(self.moving()),
+            None => Err(self.exhausted()),
         }
+    }
+
+    /// Takes the first node from `rich` whose entry is still true. One that has grown gives nothing with this draft.
+    fn richest(
+        &mut self,
+        rich: &mut BinaryHeap<(usize, Reverse<NodeId>)>,
+    ) -> Option<(NodeId, Ipv4Addr)> {
+        while let Some((count, Reverse(id))) = rich.pop() {
+            let free = self.free.get(&id).map_or(&[][..], |free| free);
+            let Some(highest) = free.iter().max().copied() else {
+                continue;
+            };
+            if free.len() != count {
+                rich.push((free.len(), Reverse(id)));
+                continue;
+            }
+            if self
+                .leases
+                .get(&id)
+                .is_some_and(|it| it.change == Change::Grown)
+            {
+                self.moves = true;
+                continue;
+            }
+            rich.push((count - 1, Reverse(id)));
+            return Some((id, highest));
+        }
+        None
     }
 
     fn load_all(&mut self) {
