@@ -30,6 +30,8 @@ use crate::role_manager::RoleManager;
 use crate::store::Store;
 use member::MemberRecord;
 use shoal_model::command::StoreAction;
+use shoal_model::control::{CertificateResponse, RenewRequest};
+use shoal_model::rpc::RpcError;
 use shoal_model::session::ManagerPeer;
 use shoal_model::{ClusterSpec, NodeId, RaftNodeId};
 use shoal_transport::Connector;
@@ -286,6 +288,16 @@ impl ManagerHandle {
     /// The other managers, as the store knows them.
     pub fn managers(&self) -> Vec<ManagerPeer> {
         crate::ca_server::manager_peers(&self.store().view())
+    }
+
+    /// A new certificate for this manager out of its own store: for when its old one has expired and no manager can be
+    /// asked for another one.
+    ///
+    /// # Errors
+    /// The store does not know the key as a manager's, or holds no cluster yet.
+    pub fn renew_own(&self, request: &RenewRequest) -> Result<CertificateResponse, RpcError> {
+        let renewed = self.parts.ca.renew_own(request);
+        renewed.map_err(|failure| failure.error)
     }
 
     /// Hands leadership over if this manager leads, ends every loop and session, and closes the log.

@@ -5,13 +5,16 @@
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod busybox;
+mod crashes;
 mod damage;
 mod docker;
 mod failover;
 mod harness;
+mod identities;
 mod membership;
 mod metrics;
 mod networks;
+mod registry;
 mod services;
 mod terminals;
 mod volumes;

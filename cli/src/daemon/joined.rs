@@ -12,14 +12,18 @@ use shoal_engine::{EngineHandle, ListFilter, RemoveOptions};
 use shoal_manager::manager::{ManagerError, RandomIds, SystemClock, forget};
 use shoal_manager::raft::{Placement, RaftRuntime, RealDisk, Timing};
 use shoal_manager::{Manager, ManagerHandle, ManagerOptions, Start};
+use shoal_model::control::RenewRequest;
 use shoal_model::node::NodeDescription;
+use shoal_model::rpc::{ErrorCode, RpcError};
 use shoal_model::session::ManagerPeer;
 use shoal_model::{NodeId, NodeRole};
 use shoal_overlay_net::OverlayHandle;
 use shoal_transport::endpoint::BindError;
 use shoal_transport::files::IdentityFiles;
+use shoal_transport::identity::IdentityError;
+use shoal_transport::join::JoinError;
 use shoal_transport::renewal::{self, RenewalContext, RenewalHandle};
-use shoal_transport::{Endpoint, EndpointOptions, Identity, IdentityHandle, NodeKey};
+use shoal_transport::{CallError, Endpoint, EndpointOptions, Identity, IdentityHandle, NodeKey};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -292,6 +296,7 @@ impl Joined {
             options.files.clone(),
             renewal.clone(),
             self.agent.clone(),
+            self.manager.clone(),
         )));
         spawn(Box::pin(follow_wanted_role(
             self.agent.clone(),
@@ -437,16 +442,52 @@ enum RenewError {
     #[error("no manager is known")]
     NoManager,
     #[error(transparent)]
-    Join(#[from] shoal_transport::join::JoinError),
+    Join(#[from] JoinError),
+    #[error("no manager can be reached ({unreachable}), and this manager can't renew its own")]
+    Own {
+        unreachable: Box<RenewError>,
+        #[source]
+        err: RpcError,
+    },
+    #[error("failed to use the certificate that this manager made for itself")]
+    Identity(#[from] IdentityError),
+}
+
+impl RenewError {
+    /// A manager has decided; no other one would say anything else.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Join(JoinError::Call(CallError::Remote(error)))
+            if error.code == ErrorCode::PermissionDenied)
+    }
+}
+
+/// A certificate that this node's own manager makes of its own store.
+fn renew_own(
+    manager: &ManagerHandle,
+    old: &Identity,
+    unreachable: RenewError,
+) -> Result<Identity, RenewError> {
+    let request = RenewRequest {
+        signing_request_der: old.key().signing_request()?,
+    };
+    let response = manager.renew_own(&request).map_err(|err| RenewError::Own {
+        unreachable: Box::new(unreachable),
+        err,
+    })?;
+    tracing::warn!(
+        "no manager could be asked for a certificate: this one has made its own, as every manager may"
+    );
+    Ok(Identity::from_response(old.key().clone(), &response)?)
 }
 
 /// Renews the certificate in time, and when the role has changed. A node whose certificate has expired is re-admitted
-/// by its key.
+/// by its key; where every manager's has, a manager makes its own.
 async fn renew_certificate(
     ports: Arc<Ports>,
     files: IdentityFiles,
     handle: RenewalHandle,
     agent: AgentHandle,
+    manager: ManagerSlot,
 ) {
     use shoal_manager::consensus::WallClock;
     let now = || SystemClock.now();
@@ -459,10 +500,12 @@ async fn renew_certificate(
     };
     renewal::run(context, |old: Identity| {
         let (ports, managers) = (ports.clone(), agent.managers());
+        let manager = manager.load_full();
         async move {
             let mut failure = RenewError::NoManager;
+            let expired = old.is_expired(now());
             for peer in managers {
-                let asked = if old.is_expired(now()) {
+                let asked = if expired {
                     let calls = &ports.calls;
                     shoal_transport::join::readmit(calls, peer.addr, &old, RENEW_DEADLINE).await
                 } else {
@@ -473,8 +516,14 @@ async fn renew_certificate(
                     Ok(new) => return Ok(new),
                     Err(err) => failure = err.into(),
                 }
+                if failure.is_refusal() {
+                    return Err(failure);
+                }
             }
-            Err(failure)
+            match manager.filter(|_| expired) {
+                Some(manager) => renew_own(&manager, &old, failure),
+                None => Err(failure),
+            }
         }
     })
     .await;
@@ -528,7 +577,9 @@ async fn follow_own_role(
                     }
                 }
             }
-            (Some(NodeRole::Worker), true, _) => {
+            // Also when no manager runs: a node that was demoted while its daemon was down still has the record of its
+            // old place, and would take it up when it is promoted again.
+            (Some(NodeRole::Worker), _, _) => {
                 if let Some(manager) = slot.swap(None) {
                     manager.shutdown().await;
                     tracing::info!("this node is a worker now");

@@ -219,6 +219,32 @@ impl CaServer {
         self.issue(&state, &authority, &subject, &signing_request)
     }
 
+    /// A new certificate for this manager out of its own store, for when its old one has expired and no manager can be
+    /// asked: a cluster that was switched off for longer than certificates live has no manager with a good one.
+    ///
+    /// It gives nobody a right that they lack: whoever has this store has the authority's key.
+    ///
+    /// # Errors
+    /// The store does not know the key as a manager's, or holds no cluster yet.
+    pub(crate) fn renew_own(&self, request: &RenewRequest) -> Result<CertificateResponse, Failure> {
+        let state = self.core.store.view();
+        let signing_request = parse_request(&request.signing_request_der)?;
+        let cluster = cluster_of(&state)?;
+        let own = node_of_key(&state, signing_request.public_key_digest())
+            .filter(|node| node.role == NodeRole::Manager && node.manager.is_some());
+        let own = own.ok_or_else(|| {
+            let text = "this node's own store does not know it as a manager";
+            Failure::new(ErrorCode::PermissionDenied, text)
+        })?;
+        let subject = Subject {
+            node_id: own.id,
+            role: NodeRole::Manager,
+            cluster_id: cluster.id,
+        };
+        let authority = load_authority(cluster)?;
+        self.issue(&state, &authority, &subject, &signing_request)
+    }
+
     fn issue(
         &self,
         state: &State,
