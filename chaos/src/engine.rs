@@ -203,7 +203,11 @@ fn boottime_ns() -> u64 {
 
 #[async_trait]
 impl TaskRuntime for FakeEngine {
-    async fn prepare(&self, task: &Task) -> Result<(), RuntimeError> {
+    async fn prepare(
+        &self,
+        task: &Task,
+        _auth: Option<&shoal_model::cluster::Redacted<String>>,
+    ) -> Result<(), RuntimeError> {
         self.spend(PREPARE_MS).await;
         if self.draw(0..PREPARE_FAILS_ONE_IN) == 0 {
             let reason = "the registry does not answer".to_owned();

@@ -62,7 +62,30 @@ impl Client {
         path: &str,
     ) -> Result<Response<Incoming>> {
         let path = format!("/shoal/v1{path}");
-        self.request(method, &path).await
+        self.request(method, &path, Bytes::new()).await
+    }
+
+    /// The answer to a request to Docker's API, with the fields that only we have.
+    pub(crate) async fn docker_get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let (major, minor) = (API_VERSION.major_version, API_VERSION.minor_version);
+        let path = format!("/v{major}.{minor}{path}");
+        let response = self.request(Method::GET, &path, Bytes::new()).await?;
+        let body = response.into_body().collect().await;
+        let body = body.map_err(|err| CliError::Protocol(err.to_string()))?;
+        serde_json::from_slice(&body.to_bytes()).map_err(|err| CliError::Protocol(err.to_string()))
+    }
+
+    /// A request with a JSON body to Docker's API that bollard does not have.
+    pub(crate) async fn docker_json(
+        &self,
+        method: Method,
+        path: &str,
+        body: &serde_json::Value,
+    ) -> Result<()> {
+        let (major, minor) = (API_VERSION.major_version, API_VERSION.minor_version);
+        let body = Bytes::from(body.to_string());
+        let path = format!("/v{major}.{minor}{path}");
+        self.request(method, &path, body).await.map(drop)
     }
 
     /// The body of a request to Docker's API as it arrives.
@@ -72,13 +95,17 @@ impl Client {
     ) -> Result<impl Stream<Item = Result<Bytes>> + Unpin + use<>> {
         let (major, minor) = (API_VERSION.major_version, API_VERSION.minor_version);
         let response = self
-            .request(Method::GET, &format!("/v{major}.{minor}{path}"))
+            .request(
+                Method::GET,
+                &format!("/v{major}.{minor}{path}"),
+                Bytes::new(),
+            )
             .await?;
         let body = response.into_body().into_data_stream();
         Ok(body.map(|chunk| chunk.map_err(|err| CliError::Protocol(err.to_string()))))
     }
 
-    async fn request(&self, method: Method, path: &str) -> Result<Response<Incoming>> {
+    async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|err| CliError::Connect {
@@ -95,7 +122,8 @@ impl Client {
             .method(method)
             .uri(path)
             .header(hyper::header::HOST, "shoal")
-            .body(Full::new(Bytes::new()))
+            .header(hyper::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
             .map_err(|err| CliError::Usage(err.to_string()))?;
         let response = sender.send_request(request).await.map_err(protocol)?;
         match response.status() {

@@ -4,6 +4,7 @@
 //! complete set of assignments, then changes. Either side may end the stream at any time; the agent then finds the
 //! leader again and starts over. What was acknowledged is never lost: statuses are repeated until acknowledged.
 
+use crate::cluster::Redacted;
 use crate::node::NodeDescription;
 use crate::{NodeId, NodeRole, SessionId, Task, TaskId, TaskStatus};
 use serde::{Deserialize, Serialize};
@@ -127,4 +128,11 @@ pub enum AssignmentChange {
     UpdateTask(Box<Task>),
     /// The record is gone: stop it if it runs, and forget it.
     RemoveTask(TaskId),
+    /// Credentials for the registry of a task's image. They come before the task itself, and are never stored.
+    RegistryAuth {
+        /// Whose image.
+        task_id: TaskId,
+        /// As [`crate::ServiceSpec::registry_auth`].
+        auth: Redacted<String>,
+    },
 }

@@ -3,6 +3,7 @@
 //! Field by field these follow Docker's `ServiceSpec` (Engine API 1.51); durations are in nanoseconds, as there.
 
 use crate::Labels;
+use crate::cluster::Redacted;
 use crate::network::NetworkAttachment;
 use crate::resources::ResourceRequirements;
 use ipnet::IpNet;
@@ -31,6 +32,9 @@ pub struct ServiceSpec {
     pub on_partition: Option<OnPartition>,
     /// Silence of a node after which this service's tasks are replaced, in milliseconds; `None`: the cluster's.
     pub down_limit_ms: Option<u64>,
+    /// Credentials for the registry of the image, as clients send them (`X-Registry-Auth`). They travel to the nodes of
+    /// the service's tasks, are kept on no disk but encrypted in Raft's, and are never shown.
+    pub registry_auth: Option<Redacted<String>>,
 }
 
 /// How many tasks a service has.

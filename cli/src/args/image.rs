@@ -5,6 +5,27 @@ use clap::Args;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
+pub(crate) struct LoginArgs {
+    /// User name; asked for when absent
+    #[arg(short, long)]
+    pub(crate) username: Option<String>,
+    /// Password; asked for when absent. Others on this machine can see it: prefer --password-stdin
+    #[arg(short, long, conflicts_with = "password_stdin")]
+    pub(crate) password: Option<String>,
+    /// Take the password from standard input
+    #[arg(long)]
+    pub(crate) password_stdin: bool,
+    /// HOST[:PORT]; Docker's registry when absent
+    pub(crate) server: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogoutArgs {
+    /// HOST[:PORT]; Docker's registry when absent
+    pub(crate) server: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct PullArgs {
     /// No progress display
     #[arg(short, long)]

@@ -85,6 +85,10 @@ pub(crate) enum Command {
     Rm(container::RmArgs),
     /// Show containers or images as JSON
     Inspect(container::InspectArgs),
+    /// Remember credentials for a registry, after it has taken them
+    Login(image::LoginArgs),
+    /// Forget the credentials for a registry
+    Logout(image::LogoutArgs),
     /// Download an image from a registry
     Pull(image::PullArgs),
     /// List images

@@ -178,6 +178,9 @@ pub(crate) struct SpecFlags {
     /// Send the connections of one client to one task until it has been silent for so long: 10m (0: do not)
     #[arg(long, value_name = "DURATION")]
     pub(crate) sticky: Option<String>,
+    /// Send this user's credentials for the image's registry to the nodes
+    #[arg(long)]
+    pub(crate) with_registry_auth: bool,
     /// Return at once instead of waiting for the tasks
     #[arg(short, long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(crate) detach: Option<bool>,

@@ -73,7 +73,8 @@ pub(crate) async fn pull_reference(
         platform: platform.unwrap_or_default().to_owned(),
         ..CreateImageOptions::default()
     };
-    let progress = client.docker.create_image(Some(options), None, None);
+    let auth = super::registry::credentials(image)?;
+    let progress = client.docker.create_image(Some(options), None, auth);
     show_progress(progress, quiet).await
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod net;
 pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod playground;
+pub(crate) mod registry;
 pub(crate) mod run;
 pub(crate) mod service;
 pub(crate) mod swarm;
@@ -16,7 +17,7 @@ pub(crate) mod volume;
 
 use crate::args::{Cli, Command, FormatArgs};
 use crate::client::Client;
-use crate::error::{CliError, Result};
+use crate::error::{CliError, INTERRUPTED, Result};
 use crate::render::template::Format;
 use serde::Serialize;
 use serde_json::Value;
@@ -43,7 +44,7 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<()> {
         Command::Create(args) => run::create(&client, *args).await,
         Command::Start(args) => container::start(&client, args).await,
         Command::Ps(args) => container::ps(&client, args).await,
-        Command::Logs(args) => container::logs(&client, args).await,
+        Command::Logs(args) => until_interrupted(container::logs(&client, args)).await,
         Command::Exec(args) => run::exec(&client, args).await,
         Command::Stop(args) => container::stop(&client, args).await,
         Command::Restart(args) => container::restart(&client, args).await,
@@ -51,6 +52,8 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<()> {
         Command::Wait(args) => container::wait(&client, args).await,
         Command::Rm(args) => container::rm(&client, args).await,
         Command::Inspect(args) => container::inspect(&client, args).await,
+        Command::Login(args) => registry::login(&client, args).await,
+        Command::Logout(args) => registry::logout(args),
         Command::Pull(args) => image::pull(&client, args).await,
         Command::Images(args) => image::images(&client, args).await,
         Command::Rmi(args) => image::rmi(&client, args).await,
@@ -66,6 +69,18 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<()> {
         | Command::Netd(_) => Err(CliError::Usage(
             "this command does not talk to a daemon".to_owned(),
         )),
+    }
+}
+
+/// Ends what follows something when the user has seen enough.
+pub(crate) async fn until_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::select! {
+        biased;
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted.map_err(CliError::io("handle signals"))?;
+            Err(CliError::Exit(INTERRUPTED))
+        }
+        done = work => done,
     }
 }
 

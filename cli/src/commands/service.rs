@@ -6,7 +6,8 @@ use crate::args::service::{
 };
 use crate::client::{Client, escaped};
 use crate::commands::{
-    container, converge, filters, for_each, print, print_objects, short_id, tasks,
+    container, converge, filters, for_each, print, print_objects, registry, short_id, tasks,
+    until_interrupted,
 };
 use crate::error::{CliError, Result};
 use crate::render::list::{self, Column, ListStyle, Row};
@@ -53,7 +54,7 @@ pub(crate) async fn dispatch(client: &Client, command: ServiceCommand) -> Result
             })
             .await
         }
-        ServiceCommand::Logs(args) => logs(client, args).await,
+        ServiceCommand::Logs(args) => until_interrupted(logs(client, args)).await,
         ServiceCommand::Explain { service, json } => {
             let explanation = converge::explain(client, &service).await?;
             if json {
@@ -85,7 +86,11 @@ async fn inspect_one(client: &Client, name: &str) -> Result<Service> {
 
 async fn create(client: &Client, args: CreateArgs) -> Result<()> {
     let spec = spec::service::create(&args)?;
-    let answer = client.docker.create_service(spec, None).await?;
+    let auth = match args.flags.with_registry_auth {
+        true => registry::credentials(&args.image)?,
+        false => None,
+    };
+    let answer = client.docker.create_service(spec, auth).await?;
     for warning in answer.warnings.unwrap_or_default() {
         eprintln!("{warning}");
     }
@@ -272,7 +277,7 @@ async fn scale(client: &Client, args: ScaleArgs) -> Result<()> {
         let service = inspect_one(client, name).await?;
         let mut spec = service.spec.clone().unwrap_or_default();
         spec::service::scale(&mut spec, *replicas)?;
-        send_update(client, name, &service, spec, false).await?;
+        send_update(client, name, &service, spec, (false, false)).await?;
         print(&format!("{name} scaled to {replicas}\n"))?;
     }
     if args.detach {
@@ -289,8 +294,17 @@ async fn send_update(
     name: &str,
     service: &Service,
     spec: bollard::models::ServiceSpec,
-    rollback: bool,
+    (rollback, with_auth): (bool, bool),
 ) -> Result<()> {
+    let image = spec
+        .task_template
+        .as_ref()
+        .and_then(|task| task.container_spec.as_ref())
+        .and_then(|container| container.image.clone());
+    let auth = match image.filter(|_| with_auth) {
+        Some(image) => registry::credentials(&image)?,
+        None => None,
+    };
     let version = service
         .version
         .as_ref()
@@ -304,7 +318,7 @@ async fn send_update(
     };
     let answer = client
         .docker
-        .update_service(name, spec, options, None)
+        .update_service(name, spec, options, auth)
         .await?;
     for warning in answer.warnings.unwrap_or_default() {
         eprintln!("{warning}");
@@ -319,7 +333,9 @@ async fn update(client: &Client, args: UpdateArgs) -> Result<()> {
         let ids = network_ids(client, &args).await?;
         spec::service::update(&mut spec, &args, &ids)?;
     }
-    send_update(client, &args.service, &service, spec, args.rollback).await?;
+    let with_auth = args.flags.with_registry_auth;
+    let how = (args.rollback, with_auth);
+    send_update(client, &args.service, &service, spec, how).await?;
     print(&format!("{}\n", args.service))?;
     if args.flags.detach == Some(true) {
         return Ok(());
@@ -344,7 +360,7 @@ async fn network_ids(client: &Client, args: &UpdateArgs) -> Result<NetworkIds> {
 async fn rollback(client: &Client, args: RollbackArgs) -> Result<()> {
     let service = inspect_one(client, &args.service).await?;
     let spec = service.spec.clone().unwrap_or_default();
-    send_update(client, &args.service, &service, spec, true).await?;
+    send_update(client, &args.service, &service, spec, (true, false)).await?;
     print(&format!("{}\n", args.service))?;
     if args.detach {
         return Ok(());

@@ -1,14 +1,15 @@
 //! Tasks as rows, for `service ps` and `node ps`.
 
 use crate::args::ListArgs;
-use crate::client::Client;
+use crate::client::{Client, escaped};
 use crate::commands::{filters, print, short_id};
 use crate::error::{CliError, Result};
 use crate::render::human;
 use crate::render::list::{self, Column, ListStyle, Row};
-use bollard::models::Task;
+use bollard::models::{Task, TaskState};
 use bollard::query_parameters::{ListNodesOptions, ListTasksOptions};
 use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 
@@ -68,19 +69,29 @@ pub(crate) async fn print_tasks(
         .entry(key.to_owned())
         .or_default()
         .extend(names.iter().cloned());
-    let tasks = fetch(client, wanted).await?;
+    // What was restarted is history, as a task that was replaced is.
+    let wants_history = !list.quiet
+        && wanted
+            .get("desired-state")
+            .is_none_or(|states| states.iter().any(|state| state == "shutdown"));
+    let filters =
+        serde_json::to_string(&wanted).map_err(|err| CliError::Protocol(err.to_string()))?;
+    let path = format!("/tasks?filters={}", escaped(&filters));
+    let mut tasks: Vec<TaskWithHistory> = client.docker_get(&path).await?;
+    if !wants_history {
+        tasks.iter_mut().for_each(|task| task.own.exits.clear());
+    }
     let nodes = if resolve {
         node_names(client).await?
     } else {
         BTreeMap::new()
     };
-    let rows = rows(
-        tasks,
-        &nodes,
-        Timestamp::now(),
-        list.no_trunc,
-        list.format.is_none(),
-    );
+    let style = RowStyle {
+        now: Timestamp::now(),
+        no_trunc: list.no_trunc,
+        table: list.format.is_none(),
+    };
+    let rows = rows(tasks, &nodes, &style);
     let style = ListStyle {
         format: list.format.as_deref(),
         quiet: list.quiet.then_some("ID"),
@@ -88,46 +99,126 @@ pub(crate) async fn print_tasks(
     print(&list::render(&rows, COLUMNS, &[], &style)?)
 }
 
-/// Newest first within a slot; older ones are marked as history in the table.
-fn rows(
-    mut tasks: Vec<Task>,
-    nodes: &BTreeMap<String, String>,
+/// A task with what Docker's API has no field for.
+#[derive(Debug, Deserialize)]
+struct TaskWithHistory {
+    #[serde(flatten)]
+    task: Task,
+    #[serde(rename = "Shoal", default)]
+    own: OwnPart,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct OwnPart {
+    /// Ends of containers, the newest last.
+    #[serde(rename = "Exits", default)]
+    exits: Vec<Exit>,
+}
+
+/// The end of one of a task's containers.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Exit {
+    at: String,
+    exit_code: i64,
+    reason: String,
+}
+
+/// How rows are written.
+struct RowStyle {
     now: Timestamp,
     no_trunc: bool,
     table: bool,
+}
+
+/// Newest first within a slot; older ones are marked as history in the table.
+fn rows(
+    mut tasks: Vec<TaskWithHistory>,
+    nodes: &BTreeMap<String, String>,
+    style: &RowStyle,
 ) -> Vec<Row> {
-    tasks.sort_by_key(|task| {
+    tasks.sort_by_key(|TaskWithHistory { task, .. }| {
         let created = task.created_at.clone().unwrap_or_default();
         (base_name(task), std::cmp::Reverse(created))
     });
     let mut previous = String::new();
-    tasks
-        .iter()
-        .map(|task| {
-            let name = base_name(task);
-            let shown = if table && name == previous {
-                format!(" \\_ {name}")
-            } else {
-                name.clone()
-            };
-            previous = name;
-            row(task, shown, nodes, now, no_trunc)
-        })
-        .filter_map(|row| row.as_object().cloned())
-        .collect()
+    let mut rows = Vec::new();
+    for TaskWithHistory { task, own } in &tasks {
+        let name = base_name(task);
+        let old = if style.table {
+            format!(" \\_ {name}")
+        } else {
+            name.clone()
+        };
+        let shown = if name == previous { &old } else { &name };
+        rows.push(row(task, shown.clone(), nodes, style));
+        let restarted = own.exits.len() - usize::from(has_ended(task) && !own.exits.is_empty());
+        for exit in own.exits[..restarted].iter().rev() {
+            rows.push(exit_row(task, exit, old.clone(), nodes, style));
+        }
+        previous = name;
+    }
+    let objects = rows.iter().filter_map(Value::as_object);
+    objects.cloned().collect()
+}
+
+/// Its last container's end is its own.
+fn has_ended(task: &Task) -> bool {
+    let state = task.status.as_ref().and_then(|status| status.state);
+    state.is_some_and(|state| {
+        matches!(
+            state,
+            TaskState::COMPLETE
+                | TaskState::SHUTDOWN
+                | TaskState::FAILED
+                | TaskState::REJECTED
+                | TaskState::REMOVE
+                | TaskState::ORPHANED
+        )
+    })
+}
+
+/// A container of the task that ended and was replaced by its node.
+fn exit_row(
+    task: &Task,
+    exit: &Exit,
+    name: String,
+    nodes: &BTreeMap<String, String>,
+    style: &RowStyle,
+) -> Value {
+    let mut shown = row(task, name, nodes, style);
+    let state = if exit.exit_code == 0 {
+        "Complete"
+    } else {
+        "Failed"
+    };
+    let code = exit.exit_code;
+    let error = match (exit.reason.as_str(), code) {
+        ("", 0) => String::new(),
+        ("", code) => format!("task: non-zero exit ({code})"),
+        (reason, code) => format!("task: non-zero exit ({code}): {reason}"),
+    };
+    shown["DesiredState"] = json!("Shutdown");
+    shown["CurrentState"] = json!(ago(state, &exit.at, style.now));
+    shown["Error"] = json!(quoted(&error, style.no_trunc));
+    shown["Ports"] = json!("");
+    shown
+}
+
+fn quoted(error: &str, no_trunc: bool) -> String {
+    match (error.is_empty(), no_trunc) {
+        (true, _) => String::new(),
+        (false, true) => format!("\"{error}\""),
+        (false, false) => format!("\"{}\"", human::ellipsis(error, ERROR_WIDTH)),
+    }
 }
 
 fn base_name(task: &Task) -> String {
     task.name.clone().unwrap_or_default()
 }
 
-fn row(
-    task: &Task,
-    name: String,
-    nodes: &BTreeMap<String, String>,
-    now: Timestamp,
-    no_trunc: bool,
-) -> Value {
+fn row(task: &Task, name: String, nodes: &BTreeMap<String, String>, style: &RowStyle) -> Value {
+    let no_trunc = style.no_trunc;
     let status = task.status.as_ref();
     let container = task
         .spec
@@ -151,19 +242,14 @@ fn row(
     let error = status
         .and_then(|status| status.err.clone())
         .unwrap_or_default();
-    let error = match (error.is_empty(), no_trunc) {
-        (true, _) => error,
-        (false, true) => format!("\"{error}\""),
-        (false, false) => format!("\"{}\"", human::ellipsis(&error, ERROR_WIDTH)),
-    };
     json!({
         "ID": if no_trunc { id } else { short_id(&id) },
         "Name": name,
         "Image": image,
         "Node": node,
         "DesiredState": desired,
-        "CurrentState": current_state(task, now),
-        "Error": error,
+        "CurrentState": current_state(task, style.now),
+        "Error": quoted(&error, no_trunc),
         "Ports": ports(task),
     })
 }
@@ -177,13 +263,14 @@ fn current_state(task: &Task, now: Timestamp) -> String {
         .state
         .map(|state| capitalised(&state.to_string()))
         .unwrap_or_default();
-    match status
-        .timestamp
-        .as_ref()
-        .and_then(|time| human::parse(&time.to_string()))
-    {
+    let at = status.timestamp.as_ref().map(ToString::to_string);
+    ago(&state, &at.unwrap_or_default(), now)
+}
+
+fn ago(state: &str, at: &str, now: Timestamp) -> String {
+    match human::parse(at) {
         Some(time) => format!("{state} {} ago", human::since(time, now).to_lowercase()),
-        None => state,
+        None => state.to_owned(),
     }
 }
 

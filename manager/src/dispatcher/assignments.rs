@@ -57,8 +57,18 @@ fn same_for_node(before: &Task, after: &Task) -> bool {
 /// Whether a task must not hear yet that it is to go.
 pub type Holds<'a> = &'a dyn Fn(&Task) -> bool;
 
-/// The task as its node is told it: one that is held is to run.
-fn told(task: &Task, holds: Holds<'_>) -> AssignmentChange {
+/// The task as its node is told it: one that is held is to run. Credentials go before it as long as it may need its
+/// image.
+fn told(state: &State, task: &Task, holds: Holds<'_>) -> impl Iterator<Item = AssignmentChange> {
+    let service = state.service(task.service_id);
+    let auth = service.and_then(|service| service.spec.registry_auth.clone());
+    let auth = auth.filter(|_| !task.status.state.is_terminal());
+    let task_id = task.id;
+    let auth = auth.map(|auth| AssignmentChange::RegistryAuth { task_id, auth });
+    auth.into_iter().chain([told_task(task, holds)])
+}
+
+fn told_task(task: &Task, holds: Holds<'_>) -> AssignmentChange {
     let mut told = Task::clone(task);
     if holds(task) {
         told.desired = TaskState::Running;
@@ -67,10 +77,15 @@ fn told(task: &Task, holds: Holds<'_>) -> AssignmentChange {
 }
 
 /// What the node is told of a task now.
-pub fn change_of(state: &State, node_id: NodeId, id: TaskId, holds: Holds<'_>) -> AssignmentChange {
+fn changes_of(
+    state: &State,
+    node_id: NodeId,
+    id: TaskId,
+    holds: Holds<'_>,
+) -> Vec<AssignmentChange> {
     match state.task(id) {
-        Some(task) if belongs(task, node_id) => told(task, holds),
-        Some(_) | None => AssignmentChange::RemoveTask(id),
+        Some(task) if belongs(task, node_id) => told(state, task, holds).collect(),
+        Some(_) | None => vec![AssignmentChange::RemoveTask(id)],
     }
 }
 
@@ -84,7 +99,7 @@ pub fn complete(
     let changes = state
         .tasks_by_node(node_id)
         .filter(|task| belongs(task, node_id))
-        .map(|task| told(task, holds));
+        .flat_map(|task| told(state, task, holds));
     messages(AssignmentsKind::Complete, changes, sequence)
 }
 
@@ -98,7 +113,7 @@ pub fn incremental(
 ) -> Vec<AssignmentsMessage> {
     let changes = tasks
         .into_iter()
-        .map(|id| change_of(state, node_id, id, holds));
+        .flat_map(|id| changes_of(state, node_id, id, holds));
     messages(AssignmentsKind::Incremental, changes, sequence)
 }
 
@@ -156,6 +171,7 @@ impl Weights {
                 *spec + TASK_BYTES_ABOUT
             }
             AssignmentChange::RemoveTask(_) => size_of::<TaskId>(),
+            AssignmentChange::RegistryAuth { auth, .. } => size_of::<TaskId>() + auth.0.len(),
         }
     }
 }

@@ -5,12 +5,14 @@ use crate::runtime::{
 };
 use async_trait::async_trait;
 use futures_util::StreamExt;
+use shoal_engine::image::RegistryAuth;
 use shoal_engine::info::HealthStatus;
 use shoal_engine::{
     ContainerConfig, ContainerInfo, ContainerPort, ContainerStatus, EngineError, EngineHandle,
     ErrorKind, EventFilter, Fencing, HostConfig, ListFilter, LogConfig, PortBinding, RemoveOptions,
     ResourceLimits, WaitCondition,
 };
+use shoal_model::cluster::Redacted;
 use shoal_model::spec::{ContainerSpec, Platform, PortConfig, PublishMode};
 use shoal_model::{ContainerId, Task, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,11 +41,11 @@ impl EngineRuntime {
         Self { engine }
     }
 
-    async fn pull(&self, image: &str) -> Result<(), RuntimeError> {
+    async fn pull(&self, image: &str, auth: Option<RegistryAuth>) -> Result<(), RuntimeError> {
         let (progress, mut events) = mpsc::channel(PROGRESS_EVENTS_MAX);
         let pull = self
             .engine
-            .image_pull(image, host_platform(), None, progress);
+            .image_pull(image, host_platform(), auth, progress);
         let drain = async {
             while events.recv().await.is_some() {}
             std::future::pending::<()>().await;
@@ -65,7 +67,11 @@ impl EngineRuntime {
 
 #[async_trait]
 impl TaskRuntime for EngineRuntime {
-    async fn prepare(&self, task: &Task) -> Result<(), RuntimeError> {
+    async fn prepare(
+        &self,
+        task: &Task,
+        auth: Option<&Redacted<String>>,
+    ) -> Result<(), RuntimeError> {
         for volume in task.volumes.iter().filter(|volume| volume.must_exist) {
             match self.engine.volume_inspect(&volume.name).await {
                 Ok(_) => {}
@@ -83,7 +89,13 @@ impl TaskRuntime for EngineRuntime {
         let image = &task.spec.container.image;
         match self.engine.image_inspect(image) {
             Ok(_) => Ok(()),
-            Err(err) if err.kind() == ErrorKind::NotFound => self.pull(image).await,
+            Err(err) if err.kind() == ErrorKind::NotFound => {
+                let auth = auth.map(|auth| RegistryAuth::from_header(&auth.0));
+                let auth = auth.transpose().map_err(|err| RuntimeError::Rejected {
+                    reason: err.to_string(),
+                })?;
+                self.pull(image, auth.flatten()).await
+            }
             Err(err) => Err(error(err)),
         }
     }

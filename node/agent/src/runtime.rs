@@ -1,6 +1,7 @@
 //! The seam "container runtime": what the agent needs of the engine.
 
 use async_trait::async_trait;
+use shoal_model::cluster::Redacted;
 use shoal_model::spec::PortConfig;
 use shoal_model::{ContainerId, Task, TaskId, Timestamp};
 
@@ -103,8 +104,12 @@ pub enum ContainerChange {
 #[async_trait]
 pub trait TaskRuntime: Send + Sync + 'static {
     /// Makes ready what the container needs: the image, and that volumes which must exist do exist. May take long;
-    /// dropping the future gives up.
-    async fn prepare(&self, task: &Task) -> Result<(), RuntimeError>;
+    /// dropping the future gives up. `auth` is for the registry of the image, as clients send it.
+    async fn prepare(
+        &self,
+        task: &Task,
+        auth: Option<&Redacted<String>>,
+    ) -> Result<(), RuntimeError>;
 
     /// Makes the container. `attempt` counts the task's containers from 0; `deadline` is until when it may run
     /// (nanoseconds of CLOCK_BOOTTIME).

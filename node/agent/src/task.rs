@@ -8,6 +8,7 @@ use crate::runtime::{
     ContainerChange, ContainerPhase, Exit, Found, Health, Running, RuntimeError, TaskRuntime,
 };
 use crate::step::{self, Action, Phase, Situation, Wanted};
+use shoal_model::cluster::Redacted;
 use shoal_model::spec::OnPartition;
 use shoal_model::task::{ContainerStatus, EXITS_KEPT_MAX, ExitRecord};
 use shoal_model::{ContainerId, Task, TaskId, TaskState, TaskStatus, Timestamp};
@@ -32,6 +33,8 @@ pub(crate) struct Assignment {
     pub(crate) task: Arc<Task>,
     /// The record is gone.
     pub(crate) forgotten: bool,
+    /// Credentials for the registry of its image.
+    pub(crate) registry_auth: Option<Redacted<String>>,
 }
 
 impl Assignment {
@@ -277,7 +280,8 @@ impl Driver {
         self.report(TaskState::Preparing, "preparing", None);
         let runtime = Arc::clone(&self.shared.runtime);
         let task = Arc::clone(task);
-        let prepared = runtime.prepare(&task);
+        let auth = self.assignment.borrow().registry_auth.clone();
+        let prepared = runtime.prepare(&task, auth.as_ref());
         tokio::pin!(prepared);
         loop {
             tokio::select! {

@@ -3,6 +3,7 @@
 use crate::disk::{AgentDisk, AgentRecord, TaskRecord};
 use crate::runtime::{Found, RuntimeError};
 use crate::task::{Assignment, Driver, Shared, first_status};
+use shoal_model::cluster::Redacted;
 use shoal_model::session::{AssignmentChange, AssignmentsKind, AssignmentsMessage, ManagerPeer};
 use shoal_model::{ContainerId, Task, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +42,8 @@ struct State {
     /// Containers of tasks that no record names; kept until a complete set has come.
     unclaimed: BTreeMap<TaskId, Vec<Found>>,
     managers: Vec<ManagerPeer>,
+    /// For the registries of tasks' images; in memory only.
+    credentials: BTreeMap<TaskId, Redacted<String>>,
     sequence: u64,
     /// Tasks of a complete set of which more is to come.
     gathering: Option<BTreeSet<TaskId>>,
@@ -78,6 +81,7 @@ impl Tasks {
             let assignment = Assignment {
                 task: Arc::new(kept.task),
                 forgotten: kept.forgotten,
+                registry_auth: None,
             };
             self.spawn(&mut state, assignment, Some(kept.status), found);
         }
@@ -118,6 +122,7 @@ impl Tasks {
             .is_none_or(|sender| sender.borrow().forgotten);
         if forgotten {
             state.tasks.remove(&id);
+            state.credentials.remove(&id);
             self.0.shared.reports.forget(id);
             self.0.shared.dirty.notify_one();
         }
@@ -157,6 +162,9 @@ impl Tasks {
                     self.update(&mut state, *task);
                 }
                 AssignmentChange::RemoveTask(id) => forget(&state, id),
+                AssignmentChange::RegistryAuth { task_id, auth } => {
+                    state.credentials.insert(task_id, auth);
+                }
             }
         }
         let completed = match state.gathering.take() {
@@ -183,6 +191,7 @@ impl Tasks {
         let assignment = Assignment {
             task: Arc::new(task),
             forgotten: false,
+            registry_auth: state.credentials.get(&id).cloned(),
         };
         match state.tasks.get(&id) {
             Some(sender) => {

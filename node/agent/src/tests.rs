@@ -109,7 +109,11 @@ fn exit(exit_code: i32) -> Exit {
 
 #[async_trait]
 impl TaskRuntime for FakeRuntime {
-    async fn prepare(&self, _task: &Task) -> Result<(), RuntimeError> {
+    async fn prepare(
+        &self,
+        _task: &Task,
+        _auth: Option<&shoal_model::cluster::Redacted<String>>,
+    ) -> Result<(), RuntimeError> {
         if *self.missing_volume.lock().unwrap() {
             let reason = "volume `data` is missing".to_owned();
             return Err(RuntimeError::Rejected { reason });

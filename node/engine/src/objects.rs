@@ -1,6 +1,6 @@
 //! The rest of the door: images, volumes, networks, events, facts.
 
-use crate::error::{EngineError, ErrorKind, Result};
+use crate::error::{EngineError, ErrorKind, Result, chain};
 use crate::event::Event;
 use crate::event_bus;
 use crate::handle::EngineHandle;
@@ -14,7 +14,8 @@ use crate::supervisor::All;
 use crate::volume::{EnsureVolume, GetVolume, ListVolumes, RemoveVolume, disk_usage};
 use futures_util::stream::BoxStream;
 use shoal_image::{
-    Image, ImageStore, LoadedImage, Progress, ProgressSink, Reference, RegistryAuth, Removed,
+    Image, ImageStore, LoadedImage, Progress, ProgressSink, Reference, RegistryAuth, RegistryError,
+    Removed,
 };
 use shoal_model::spec::Platform;
 use shoal_model::{ContainerId, Timestamp};
@@ -76,6 +77,23 @@ impl EngineHandle {
         let pull = self.engine.images.send(FindPull(request)).await?;
         let answer = pull.send(JoinPull(progress)).await?;
         answer.map_err(|(kind, message)| EngineError::Image { kind, message })
+    }
+
+    /// Asks a registry, `host[:port]`, whether it takes these credentials. `None`: it does; else its answer.
+    ///
+    /// # Errors
+    /// The name is none, or the registry can't be asked.
+    pub async fn registry_login(
+        &self,
+        registry: &str,
+        auth: RegistryAuth,
+    ) -> Result<Option<String>> {
+        let reference = reference(&format!("{registry}/login"))?;
+        match self.image_store().check_credentials(&reference, auth).await {
+            Ok(()) => Ok(None),
+            Err(err @ RegistryError::Denied { .. }) => Ok(Some(chain(&err))),
+            Err(err) => Err(image_error(ErrorKind::Unavailable)(&err)),
+        }
     }
 
     /// Takes in a docker-archive or OCI archive.

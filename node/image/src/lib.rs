@@ -40,7 +40,7 @@ pub use manifest::{IMAGE_LAYERS_MAX, ManifestError};
 pub use progress::{LayerState, PROGRESS_EVENTS_MAX, Progress, ProgressSink};
 pub use pull::PullError;
 pub use reference::{PATH_CHARS_MAX, Reference, ReferenceError, TAG_CHARS_MAX};
-pub use registry::{RETRIES_MAX, RegistryAuth, RegistryError};
+pub use registry::{AuthHeaderError, RETRIES_MAX, RegistryAuth, RegistryError};
 pub use store::{
     ImageLease, ImageStore, ImageStoreOptions, LAYERS_AT_ONCE_MAX, OpenError, PrepareError,
     RemoveError, ResolveError, TagError,

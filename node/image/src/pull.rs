@@ -71,7 +71,8 @@ impl PullError {
             | RegistryError::Broken { .. }
             | RegistryError::Refused { .. }
             | RegistryError::Stopped => true,
-            RegistryError::UnknownImage { .. }
+            RegistryError::PlainHttp { .. }
+            | RegistryError::UnknownImage { .. }
             | RegistryError::Denied { .. }
             | RegistryError::UnknownBlob { .. }
             | RegistryError::WrongDigest { .. }
@@ -82,6 +83,18 @@ impl PullError {
 }
 
 impl ImageStore {
+    /// Asks the registry of `reference` whether it takes these credentials; the image itself need not exist.
+    ///
+    /// # Errors
+    /// [`RegistryError::Denied`] when it does not, or why it could not be asked.
+    pub async fn check_credentials(
+        &self,
+        reference: &Reference,
+        auth: RegistryAuth,
+    ) -> Result<(), RegistryError> {
+        Registry::check_credentials(&self.inner.options, reference, auth).await
+    }
+
     /// Pulls an image and gives it the name that it was asked for under. Dropping the future leaves nothing visible.
     ///
     /// # Errors

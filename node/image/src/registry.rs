@@ -26,6 +26,8 @@ const RETRY_DELAY_MAX_MS: u64 = 5_000;
 const RETRY_RESET_BYTES: u64 = 1 << 20;
 const CONNECT_TIMEOUT_S: u64 = 10;
 const READ_TIMEOUT_S: u64 = 60;
+/// How long a registry that does not speak TLS may take to show that it speaks HTTP.
+const PLAIN_PROBE_S: u64 = 3;
 
 /// Credentials for one registry.
 #[derive(Clone, PartialEq, Eq)]
@@ -39,6 +41,58 @@ pub enum RegistryAuth {
     },
     /// A bearer token that the registry itself accepts.
     Bearer(String),
+}
+
+/// Why credentials can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("invalid X-Registry-Auth: {0}")]
+pub struct AuthHeaderError(&'static str);
+
+impl RegistryAuth {
+    /// Reads Docker's header `X-Registry-Auth`: base64 of JSON. Empty credentials are none.
+    ///
+    /// # Errors
+    /// It is malformed, or of a kind that is not supported.
+    pub fn from_header(header: &str) -> Result<Option<Self>, AuthHeaderError> {
+        use base64::Engine as _;
+        use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+        #[derive(Default, serde::Deserialize)]
+        #[serde(default)]
+        struct Header {
+            username: Option<String>,
+            password: Option<String>,
+            identitytoken: Option<String>,
+            registrytoken: Option<String>,
+        }
+        if header.is_empty() {
+            return Ok(None);
+        }
+        let config =
+            GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+        // Docker's client uses the URL-safe alphabet, bollard the other one.
+        let bytes = GeneralPurpose::new(&base64::alphabet::URL_SAFE, config)
+            .decode(header)
+            .or_else(|_| GeneralPurpose::new(&base64::alphabet::STANDARD, config).decode(header))
+            .map_err(|_| AuthHeaderError("it is not base64"))?;
+        let fields: Option<Header> = serde_json::from_slice(&bytes)
+            .map_err(|_| AuthHeaderError("it holds no JSON object"))?;
+        let fields = fields.unwrap_or_default();
+        let given = |field: Option<String>| field.filter(|text| !text.is_empty());
+        if let Some(token) = given(fields.registrytoken) {
+            return Ok(Some(Self::Bearer(token)));
+        }
+        if given(fields.identitytoken).is_some() {
+            let text = "identity tokens are not supported: log in with a password";
+            return Err(AuthHeaderError(text));
+        }
+        match (given(fields.username), given(fields.password)) {
+            (None, None) => Ok(None),
+            (username, password) => Ok(Some(Self::Basic {
+                username: username.unwrap_or_default(),
+                password: password.unwrap_or_default(),
+            })),
+        }
+    }
 }
 
 impl std::fmt::Debug for RegistryAuth {
@@ -75,6 +129,18 @@ pub enum RegistryError {
         /// The registry.
         registry: String,
         /// Why.
+        #[source]
+        err: Box<OciDistributionError>,
+    },
+    /// Somebody answers, but not in TLS.
+    #[error(
+        "failed to reach the registry `{registry}` by https, but it answers by http: if that is meant, start the daemon with \
+         `--insecure-registry {registry}`"
+    )]
+    PlainHttp {
+        /// The registry.
+        registry: String,
+        /// What https came to.
         #[source]
         err: Box<OciDistributionError>,
     },
@@ -161,18 +227,8 @@ impl Registry {
         reference: &Reference,
         auth: Option<RegistryAuth>,
     ) -> Result<(Self, Fetched), RegistryError> {
-        if rustls::crypto::CryptoProvider::get_default().is_none()
-            && rustls::crypto::ring::default_provider()
-                .install_default()
-                .is_err()
-        {
-            tracing::debug!("another thread has installed the TLS provider");
-        }
-        let auth = match auth {
-            None => OciAuth::Anonymous,
-            Some(RegistryAuth::Basic { username, password }) => OciAuth::Basic(username, password),
-            Some(RegistryAuth::Bearer(token)) => OciAuth::Bearer(token),
-        };
+        install_tls_provider();
+        let auth = auth.map_or(OciAuth::Anonymous, OciAuth::from);
         let mut hosts: Vec<&str> = Vec::new();
         if reference.registry() == "docker.io" {
             hosts.extend(options.mirrors.iter().map(String::as_str));
@@ -191,37 +247,77 @@ impl Registry {
         Self::connect_host(options, hosts[last], reference, &auth).await
     }
 
+    /// Whether the registry of `reference` takes these credentials; the image itself need not exist.
+    pub(crate) async fn check_credentials(
+        options: &ImageStoreOptions,
+        reference: &Reference,
+        auth: RegistryAuth,
+    ) -> Result<(), RegistryError> {
+        install_tls_provider();
+        let host = reference.registry();
+        let mut failure = RegistryError::Stopped;
+        for protocol in protocols(options, host) {
+            let registry = Self::open(options, host, protocol, reference, &auth.clone().into())?;
+            match registry.check().await {
+                Err(err @ RegistryError::Unreachable { .. }) => failure = err,
+                checked => return checked,
+            }
+        }
+        Err(failure)
+    }
+
+    /// A token server answers for itself; with basic authentication only a request tells.
+    async fn check(&self) -> Result<(), RegistryError> {
+        let (host, path) = (self.host.clone(), self.reference.path().to_owned());
+        let target = oci_client::Reference::with_tag(host, path, "none".to_owned());
+        let pull = oci_client::RegistryOperation::Pull;
+        match self.client.auth(&target, &self.auth, pull).await {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) => {}
+            Err(err) => return Err(self.explain(err, "credentials")),
+        }
+        match self.manifest(None, Some("none")).await {
+            Ok(_) | Err(RegistryError::UnknownImage { .. }) => Ok(()),
+            Err(err) => Err(err),
+        }
+    }
+
+    fn open(
+        options: &ImageStoreOptions,
+        host: &str,
+        protocol: ClientProtocol,
+        reference: &Reference,
+        auth: &OciAuth,
+    ) -> Result<Self, RegistryError> {
+        let config = ClientConfig {
+            protocol,
+            accept_invalid_certificates: is_insecure(options, host),
+            extra_root_certificates: certificates(options, host)?,
+            connect_timeout: Some(Duration::from_secs(CONNECT_TIMEOUT_S)),
+            read_timeout: Some(Duration::from_secs(READ_TIMEOUT_S)),
+            user_agent: concat!("shoal/", env!("CARGO_PKG_VERSION")),
+            ..ClientConfig::default()
+        };
+        let client = oci_client::Client::try_from(config);
+        let client = client.map_err(|err| unreachable(host, err))?;
+        Ok(Self {
+            client,
+            auth: auth.clone(),
+            host: host.to_owned(),
+            reference: reference.clone(),
+        })
+    }
+
     async fn connect_host(
         options: &ImageStoreOptions,
         host: &str,
         reference: &Reference,
         auth: &OciAuth,
     ) -> Result<(Self, Fetched), RegistryError> {
-        let declared = options.insecure_registries.iter().any(|r| r == host);
-        let insecure = declared || is_loopback(host);
+        let insecure = is_insecure(options, host);
         let mut first_error = None;
-        for protocol in [ClientProtocol::Https, ClientProtocol::Http] {
-            let plain = matches!(protocol, ClientProtocol::Http);
-            if plain && !insecure {
-                break;
-            }
-            let config = ClientConfig {
-                protocol,
-                accept_invalid_certificates: insecure,
-                extra_root_certificates: certificates(options, host)?,
-                connect_timeout: Some(Duration::from_secs(CONNECT_TIMEOUT_S)),
-                read_timeout: Some(Duration::from_secs(READ_TIMEOUT_S)),
-                user_agent: concat!("shoal/", env!("CARGO_PKG_VERSION")),
-                ..ClientConfig::default()
-            };
-            let client = oci_client::Client::try_from(config);
-            let client = client.map_err(|err| unreachable(host, err))?;
-            let registry = Self {
-                client,
-                auth: auth.clone(),
-                host: host.to_owned(),
-                reference: reference.clone(),
-            };
+        for protocol in protocols(options, host) {
+            let registry = Self::open(options, host, protocol, reference, auth)?;
             match registry.manifest(reference.digest(), reference.tag()).await {
                 Ok(fetched) => return Ok((registry, fetched)),
                 Err(err @ RegistryError::Unreachable { .. }) => {
@@ -230,7 +326,15 @@ impl Registry {
                 Err(err) => return Err(err),
             }
         }
-        Err(first_error.unwrap_or(RegistryError::Stopped))
+        let error = first_error.unwrap_or(RegistryError::Stopped);
+        match error {
+            RegistryError::Unreachable { registry, err }
+                if !insecure && answers_in_plain_http(&registry).await =>
+            {
+                Err(RegistryError::PlainHttp { registry, err })
+            }
+            error => Err(error),
+        }
     }
 
     /// Fetches a manifest or an index, by digest if there is one.
@@ -456,6 +560,59 @@ async fn pump(
             .map_err(|_| RegistryError::Stopped)?;
     }
     Ok(None)
+}
+
+impl From<RegistryAuth> for OciAuth {
+    fn from(auth: RegistryAuth) -> Self {
+        match auth {
+            RegistryAuth::Basic { username, password } => Self::Basic(username, password),
+            RegistryAuth::Bearer(token) => Self::Bearer(token),
+        }
+    }
+}
+
+fn install_tls_provider() {
+    if rustls::crypto::CryptoProvider::get_default().is_none()
+        && rustls::crypto::ring::default_provider()
+            .install_default()
+            .is_err()
+    {
+        tracing::debug!("another thread has installed the TLS provider");
+    }
+}
+
+fn is_insecure(options: &ImageStoreOptions, host: &str) -> bool {
+    options.insecure_registries.iter().any(|r| r == host) || is_loopback(host)
+}
+
+/// How a registry may be spoken to, in the order in which it is tried.
+fn protocols(options: &ImageStoreOptions, host: &str) -> Vec<ClientProtocol> {
+    let mut protocols = vec![ClientProtocol::Https];
+    if is_insecure(options, host) {
+        protocols.push(ClientProtocol::Http);
+    }
+    protocols
+}
+
+/// Whether somebody there speaks HTTP without TLS. No name, no credentials and nothing else is told.
+async fn answers_in_plain_http(host: &str) -> bool {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let ask = async {
+        let named = host.rsplit(':').next();
+        let has_port = named.is_some_and(|port| port.parse::<u16>().is_ok());
+        let address = match has_port {
+            true => host.to_owned(),
+            false => format!("{host}:80"),
+        };
+        let mut stream = tokio::net::TcpStream::connect(address).await?;
+        let request = format!("GET /v2/ HTTP/1.0\r\nHost: {host}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut start = [0; 5];
+        stream.read_exact(&mut start).await?;
+        io::Result::Ok(&start == b"HTTP/")
+    };
+    let limit = Duration::from_secs(PLAIN_PROBE_S);
+    matches!(tokio::time::timeout(limit, ask).await, Ok(Ok(true)))
 }
 
 fn unreachable(registry: &str, err: OciDistributionError) -> RegistryError {

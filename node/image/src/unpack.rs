@@ -16,7 +16,7 @@ use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
 use std::fs::File;
 use std::io::{self, BufRead, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Most entries of one layer.
 pub const LAYER_ENTRIES_MAX: u64 = 4_000_000;
@@ -87,10 +87,15 @@ pub enum UnpackError {
         limit: u64,
     },
     /// No room is left.
-    #[error("no space left on the disk while writing entry `{path}`")]
+    #[error(
+        "no space left on the disk of `{}` while writing entry `{path}`: remove images or enlarge the file system",
+        root.display()
+    )]
     DiskFull {
         /// The entry.
         path: String,
+        /// Where it is unpacked.
+        root: PathBuf,
     },
     /// The file system refused.
     #[error("failed to write entry `{path}`")]
@@ -141,7 +146,14 @@ pub(crate) fn unpack(
                 limit: limits.entries_max,
             });
         }
-        unpacker.entry(tar, &entry, limits)?;
+        let unpacked = unpacker.entry(tar, &entry, limits);
+        unpacked.map_err(|err| match err {
+            UnpackError::DiskFull { path, .. } => UnpackError::DiskFull {
+                path,
+                root: root.to_owned(),
+            },
+            other => other,
+        })?;
     }
     unpacker.set_directory_times()?;
     unpacker.done.implicit = unpacker.tree.into_implicit();
@@ -511,7 +523,8 @@ fn escape(path: &[u8]) -> UnpackError {
 fn write_error(path: &[u8], err: io::Error) -> UnpackError {
     let path = lossy(path);
     if is_disk_full(&err) {
-        UnpackError::DiskFull { path }
+        let root = PathBuf::new();
+        UnpackError::DiskFull { path, root }
     } else {
         UnpackError::Write { path, err }
     }

@@ -142,7 +142,11 @@ impl Default for NoContainers {
 
 #[async_trait]
 impl TaskRuntime for NoContainers {
-    async fn prepare(&self, _task: &Task) -> Result<(), RuntimeError> {
+    async fn prepare(
+        &self,
+        _task: &Task,
+        _auth: Option<&shoal_model::cluster::Redacted<String>>,
+    ) -> Result<(), RuntimeError> {
         Ok(())
     }
 

@@ -25,7 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
 const PATIENCE: Duration = Duration::from_secs(15);
 
 async fn launch(runtime: &EngineRuntime, task: &Task, deadline: Option<u64>) -> ContainerId {
-    runtime.prepare(task).await.unwrap();
+    runtime.prepare(task, None).await.unwrap();
     let id = runtime.create(task, 0, deadline).await.unwrap();
     runtime.start(id).await.unwrap();
     id
@@ -86,7 +86,7 @@ fn health() {
                 ..Healthcheck::default()
             });
         });
-        runtime.prepare(&checked).await.unwrap();
+        runtime.prepare(&checked, None).await.unwrap();
         let id = runtime.create(&checked, 0, None).await.unwrap();
         assert_eq!(runtime.start(id).await.unwrap().health, Health::Starting);
         let mut known = Health::Starting;
@@ -135,7 +135,7 @@ fn fencing() {
 }
 
 async fn refusal(runtime: &EngineRuntime, task: &Task) -> String {
-    let refused = match runtime.prepare(task).await {
+    let refused = match runtime.prepare(task, None).await {
         Ok(()) => runtime.create(task, 0, None).await.map(drop),
         Err(err) => Err(err),
     };
@@ -178,7 +178,7 @@ fn rejected() {
         let far = task(&["sleep", "1"], |spec| {
             spec.container.image = format!("{registry}/app:1");
         });
-        match runtime.prepare(&far).await.unwrap_err() {
+        match runtime.prepare(&far, None).await.unwrap_err() {
             RuntimeError::Unavailable { reason } => {
                 assert!(reason.contains(&registry.to_string()), "{reason}");
             }
@@ -206,7 +206,7 @@ fn ports() {
         let (_site, engine, runtime) = Site::new(5).await;
         let mut open = task(&["sleep", "1000"], |_| {});
         open.ports = vec![port(80, 0, PublishMode::Host)];
-        runtime.prepare(&open).await.unwrap();
+        runtime.prepare(&open, None).await.unwrap();
         let id = runtime.create(&open, 0, None).await.unwrap();
         let running = runtime.start(id).await.unwrap();
         assert_eq!((running.ports.len(), running.ports[0].target), (1, 80));

@@ -101,6 +101,8 @@ pub(crate) fn service_spec(mut body: Fields) -> ApiResult<ReadSpec> {
         endpoint,
         on_partition,
         down_limit_ms,
+        // It comes in a header.
+        registry_auth: None,
     };
     body.done()?;
     Ok(ReadSpec { spec, networks })

@@ -9,7 +9,6 @@ use axum::extract::{Path, Request, State};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use base64::Engine as _;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use http::{HeaderMap, Method, StatusCode};
@@ -312,36 +311,12 @@ async fn import(api: &Api, params: &Params, request: Request) -> ApiResult {
 
 /// Reads the credentials of a pull.
 fn registry_auth(headers: &HeaderMap) -> ApiResult<Option<RegistryAuth>> {
-    let Some(header) = headers
-        .get("x-registry-auth")
-        .filter(|header| !header.is_empty())
-    else {
+    let Some(header) = headers.get("x-registry-auth") else {
         return Ok(None);
     };
-    let refuse = |what: &str| ApiError::bad_request(format!("invalid X-Registry-Auth: {what}"));
-    let engine = base64::engine::general_purpose::GeneralPurpose::new(
-        &base64::alphabet::URL_SAFE,
-        base64::engine::GeneralPurposeConfig::new()
-            .with_decode_padding_mode(base64::engine::DecodePaddingMode::Indifferent),
-    );
-    let bytes = engine
-        .decode(header.as_bytes())
-        .map_err(|_| refuse("it is not base64 of the URL-safe kind"))?;
-    let auth: Value = serde_json::from_slice(&bytes).map_err(|_| refuse("it holds no JSON"))?;
-    let field = |name: &str| auth[name].as_str().unwrap_or_default().to_owned();
-    if !field("registrytoken").is_empty() {
-        return Ok(Some(RegistryAuth::Bearer(field("registrytoken"))));
-    }
-    if !field("identitytoken").is_empty() {
-        return Err(refuse(
-            "identity tokens are not supported: log in with a password",
-        ));
-    }
-    let (username, password) = (field("username"), field("password"));
-    if username.is_empty() && password.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(RegistryAuth::Basic { username, password }))
+    // What is no text is no base64 either.
+    RegistryAuth::from_header(header.to_str().unwrap_or("?"))
+        .map_err(|err| ApiError::bad_request(err.to_string()))
 }
 
 async fn tag(api: &Api, name: &str, params: &Params) -> ApiResult {

@@ -11,12 +11,15 @@ use axum::extract::{Path, State};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use base64::Engine as _;
 use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
+use shoal_engine::image::RegistryAuth;
+use shoal_model::cluster::Redacted;
 use shoal_model::control::{ControlRequest, ControlResponse, ServiceView};
 use shoal_model::{ServiceId, ServiceMode, ServiceSpec};
 
+/// Most bytes of the credentials of a service.
+const REGISTRY_AUTH_BYTES_MAX: usize = 16 << 10;
 /// Digits of the id in the name of a service that the user has not named.
 const GENERATED_NAME_DIGITS: usize = 12;
 
@@ -60,9 +63,10 @@ fn matches(view: &ServiceView, filters: &Filters) -> bool {
 }
 
 async fn create(State(api): State<Api>, headers: HeaderMap, JsonBody(body): JsonBody) -> ApiResult {
-    refuse_credentials(&headers)?;
+    let registry_auth = registry_auth(&headers)?;
     cluster::require_manager(&api)?;
     let mut spec = Box::new(read_spec(&api, body).await?);
+    spec.registry_auth = registry_auth;
     let id = ServiceId::from_bits(rand::random());
     if spec.name.is_empty() {
         spec.name = format!("service-{}", &id.to_string()[..GENERATED_NAME_DIGITS]);
@@ -90,33 +94,20 @@ async fn read_spec(api: &Api, body: Fields) -> ApiResult<ServiceSpec> {
     read.resolve(&known)
 }
 
-/// Credentials can't reach the nodes yet; dropped in silence they would make a pull fail without a reason.
-fn refuse_credentials(headers: &HeaderMap) -> ApiResult<()> {
+/// The credentials that a client sends with a spec; none if they say nothing.
+fn registry_auth(headers: &HeaderMap) -> ApiResult<Option<Redacted<String>>> {
     let Some(header) = headers.get("x-registry-auth") else {
-        return Ok(());
+        return Ok(None);
     };
-    let says_nothing = base64::engine::general_purpose::URL_SAFE
-        .decode(header.as_bytes())
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok())
-        .is_some_and(|auth| {
-            [
-                "username",
-                "password",
-                "auth",
-                "identitytoken",
-                "registrytoken",
-            ]
-            .iter()
-            .all(|field| auth[field].as_str().unwrap_or_default().is_empty())
-        });
-    if header.is_empty() || says_nothing {
-        return Ok(());
+    if header.len() > REGISTRY_AUTH_BYTES_MAX {
+        let text = format!("X-Registry-Auth has more than {REGISTRY_AUTH_BYTES_MAX} bytes");
+        return Err(ApiError::bad_request(text));
     }
-    Err(ApiError::bad_request(
-        "registry credentials of services (--with-registry-auth) are not supported yet: load or pull the image on the \
-         nodes",
-    ))
+    // What is no text is no base64 either.
+    let header = header.to_str().unwrap_or("?");
+    let read = RegistryAuth::from_header(header);
+    let read = read.map_err(|err| ApiError::bad_request(err.to_string()))?;
+    Ok(read.map(|_| Redacted(header.to_owned())))
 }
 
 async fn inspect(State(api): State<Api>, Path(id): Path<String>, params: Params) -> ApiResult {
@@ -135,7 +126,7 @@ async fn update(
     headers: HeaderMap,
     JsonBody(body): JsonBody,
 ) -> ApiResult {
-    refuse_credentials(&headers)?;
+    let registry_auth = registry_auth(&headers)?;
     let version = super::swarm::version(&params)?;
     let rollback = match params.get("rollback") {
         None => false,
@@ -147,15 +138,24 @@ async fn update(
             ));
         }
     };
-    if let Some(from) = params.get("registryAuthFrom")
-        && !matches!(from, "spec" | "previous-spec")
-    {
-        let reason = format!("`{from}`: expected spec or previous-spec");
-        return Err(ApiError::field("registryAuthFrom", reason));
-    }
+    let auth_from_previous = match params.get("registryAuthFrom") {
+        None | Some("" | "spec") => false,
+        Some("previous-spec") => true,
+        Some(from) => {
+            let reason = format!("`{from}`: expected spec or previous-spec");
+            return Err(ApiError::field("registryAuthFrom", reason));
+        }
+    };
     cluster::require_manager(&api)?;
-    let spec = Box::new(read_spec(&api, body).await?);
-    let id = cluster::service(&api, &id).await?.service.id;
+    let mut spec = Box::new(read_spec(&api, body).await?);
+    let stored = cluster::service(&api, &id).await?.service;
+    let id = stored.id;
+    // A spec that was read and written back has none: they are never shown.
+    let kept = match auth_from_previous {
+        true => stored.previous_spec.as_deref(),
+        false => Some(&stored.spec),
+    };
+    spec.registry_auth = registry_auth.or_else(|| kept.and_then(|kept| kept.registry_auth.clone()));
     let request = ControlRequest::UpdateService {
         id,
         version,

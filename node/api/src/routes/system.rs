@@ -3,7 +3,7 @@
 use crate::cluster;
 use crate::convert::{self, local_out};
 use crate::error::{ApiError, ApiResult};
-use crate::request::Params;
+use crate::request::{JsonBody, Params};
 use crate::server::{API_VERSION, API_VERSION_MIN, Api};
 use crate::stream::json_lines;
 use axum::extract::State;
@@ -11,10 +11,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::StreamExt;
-use http::header;
+use http::{StatusCode, header};
 use serde_json::json;
 use shoal_engine::EventFilter;
 use shoal_engine::event::EVENT_FILTER_KEYS;
+use shoal_engine::image::RegistryAuth;
 use std::time::Duration;
 
 pub(super) fn routes() -> Router<Api> {
@@ -24,7 +25,7 @@ pub(super) fn routes() -> Router<Api> {
         .route("/info", get(info))
         .route("/events", get(events))
         .route("/metrics", get(metrics))
-        .route("/auth", post(no_login))
+        .route("/auth", post(login))
 }
 
 async fn metrics(State(api): State<Api>) -> Response {
@@ -138,8 +139,37 @@ async fn events(State(api): State<Api>, params: Params) -> ApiResult {
     Ok(json_lines(&api, lines))
 }
 
-async fn no_login() -> ApiError {
-    ApiError::not_implemented(
-        "credentials are not checked here: they are sent with each pull (X-Registry-Auth)",
-    )
+/// Asks the registry that the body names whether it takes the body's credentials.
+async fn login(State(api): State<Api>, JsonBody(mut body): JsonBody) -> ApiResult {
+    let (username, password) = (body.string("username")?, body.string("password")?);
+    let server = body.string("serveraddress")?;
+    body.refuse(&[
+        ("identitytoken", "log in with a password"),
+        ("registrytoken", "log in with a password"),
+    ])?;
+    // Older clients say the same once more, and an address of mail.
+    for ignored in ["auth", "email"] {
+        drop(body.string(ignored)?);
+    }
+    body.done()?;
+    let auth = RegistryAuth::Basic { username, password };
+    let registry = registry_host(&server);
+    match api.engine.registry_login(registry, auth).await? {
+        None => {
+            Ok(Json(json!({ "Status": "Login Succeeded", "IdentityToken": "" })).into_response())
+        }
+        Some(reason) => Err(ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            format!("login to `{registry}`: unauthorized: {reason}"),
+        )),
+    }
+}
+
+/// `host[:port]` of what a client calls the server: Docker's own one has many names.
+fn registry_host(server: &str) -> &str {
+    let bare = server.split_once("://").map_or(server, |(_, rest)| rest);
+    match bare.split('/').next().unwrap_or_default() {
+        "" | "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        host => host,
+    }
 }

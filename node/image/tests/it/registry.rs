@@ -466,6 +466,140 @@ async fn credentials_open_a_closed_registry() {
     with(Some("myPassword")).await.unwrap();
 }
 
+/// `user:myPassword` as clients send it.
+const BASIC: &str = "Basic dXNlcjpteVBhc3N3b3Jk";
+const TOKEN: &str = "a-token-for-pulls";
+
+/// In front of an open registry: lets through who has a token, and gives tokens to who knows the password.
+async fn token_server(target: String, tokens: Arc<AtomicUsize>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let own = host.clone();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (target, own, tokens) = (target.clone(), own.clone(), Arc::clone(&tokens));
+            tokio::spawn(async move { serve_with_tokens(client, &target, &own, &tokens).await });
+        }
+    });
+    host
+}
+
+async fn serve_with_tokens(mut client: TcpStream, target: &str, own: &str, tokens: &AtomicUsize) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match client.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => return,
+        }
+    }
+    let head = String::from_utf8(head).unwrap();
+    let path = head.split(' ').nth(1).unwrap();
+    let auth = head
+        .lines()
+        .filter_map(|line| line.split_once(": "))
+        .find(|(name, _)| name.eq_ignore_ascii_case("authorization"))
+        .map(|(_, value)| value.trim());
+    let denied = |challenge: &str| {
+        format!(
+            "HTTP/1.1 401 Unauthorized\r\n{challenge}Connection: close\r\nContent-Length: 0\r\n\r\n"
+        )
+    };
+    let answer = if path.starts_with("/token") {
+        if auth == Some(BASIC) && path.contains("repository%3Aweb%3Apull")
+            || auth == Some(BASIC) && path.contains("repository:web:pull")
+        {
+            tokens.fetch_add(1, Ordering::Relaxed);
+            let body = format!("{{\"token\":\"{TOKEN}\",\"expires_in\":300}}");
+            let length = body.len();
+            format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+            )
+        } else {
+            denied("")
+        }
+    } else if auth == Some(&format!("Bearer {TOKEN}")) {
+        let mut server = TcpStream::connect(target).await.unwrap();
+        let (line, rest) = head.split_once("\r\n").unwrap();
+        let request = format!("{line}\r\nConnection: close\r\n{rest}");
+        server.write_all(request.as_bytes()).await.unwrap();
+        // A client that has what it wants goes away.
+        drop(tokio::io::copy(&mut server, &mut client).await);
+        return;
+    } else {
+        denied(&format!(
+            "Www-Authenticate: Bearer realm=\"http://{own}/token\",service=\"test\",scope=\"repository:web:pull\"\r\n"
+        ))
+    };
+    drop(client.write_all(answer.as_bytes()).await);
+}
+
+#[tokio::test]
+async fn a_token_server_gives_tokens_for_the_right_password_only() {
+    let registry = Registry::start(false).await;
+    let layers = [big_layer(6), Tar::new().file("f", b"x").finish()];
+    registry.push("web", &layers, &OciAuth::Anonymous).await;
+    let tokens = Arc::new(AtomicUsize::new(0));
+    let host = token_server(registry.host.clone(), Arc::clone(&tokens)).await;
+    let fixture = Fixture::new();
+    let name = reference(&host, "web");
+    let basic = |password: &str| RegistryAuth::Basic {
+        username: "user".to_owned(),
+        password: password.to_owned(),
+    };
+    for auth in [None, Some(basic("wrong"))] {
+        let platform = Platform::default();
+        let pulled = fixture
+            .store
+            .pull(&name, &platform, auth, ProgressSink::none());
+        let text = chain(&pulled.await.unwrap_err());
+        assert!(text.contains("pull access denied"), "{text}");
+        assert!(!text.contains("wrong"), "{text}");
+    }
+    let checked = fixture.store.check_credentials(&name, basic("wrong")).await;
+    let text = chain(&checked.unwrap_err());
+    assert!(text.contains("denied"), "{text}");
+    assert_eq!(tokens.load(Ordering::Relaxed), 0);
+    fixture
+        .store
+        .check_credentials(&name, basic("myPassword"))
+        .await
+        .unwrap();
+    let platform = Platform::default();
+    let auth = Some(basic("myPassword"));
+    let pulled = fixture
+        .store
+        .pull(&name, &platform, auth, ProgressSink::none());
+    let image = pulled.await.unwrap();
+    assert_eq!(image.layers.len(), 2);
+    assert!(tokens.load(Ordering::Relaxed) >= 1);
+    // A token in hand needs no password.
+    let other = Fixture::new();
+    let auth = Some(RegistryAuth::Bearer(TOKEN.to_owned()));
+    let pulled = other
+        .store
+        .pull(&name, &platform, auth, ProgressSink::none());
+    pulled.await.unwrap();
+}
+
+#[tokio::test]
+async fn basic_credentials_are_checked_by_the_registry_itself() {
+    let registry = Registry::start(true).await;
+    let fixture = Fixture::new();
+    let name = reference(&registry.host, "nothing-here");
+    let basic = |password: &str| RegistryAuth::Basic {
+        username: "user".to_owned(),
+        password: password.to_owned(),
+    };
+    fixture
+        .store
+        .check_credentials(&name, basic("myPassword"))
+        .await
+        .unwrap();
+    let checked = fixture.store.check_credentials(&name, basic("wrong")).await;
+    let text = chain(&checked.unwrap_err());
+    assert!(text.contains("denied"), "{text}");
+}
+
 #[tokio::test]
 async fn a_damaged_blob_is_fetched_again() {
     let registry = Registry::start(false).await;
