@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+/// Exit code of a command that SIGINT ended, as shells have it.
+pub(crate) const INTERRUPTED: u8 = 130;
+
 /// A failed command.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
@@ -97,6 +100,28 @@ impl From<bollard::errors::Error> for CliError {
             },
             other => Self::Protocol(chain(&other)),
         }
+    }
+}
+
+/// Says what is wrong with the command line, or the help that was asked for. Exit codes as docker's: 125 for a flag or
+/// its value, 1 for the wrong words or too few of them.
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    // A closed standard error leaves nobody to tell.
+    drop(error.print());
+    let about_flag = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(arg)) => arg.starts_with('-'),
+        _ => false,
+    };
+    match error.kind() {
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => ExitCode::SUCCESS,
+        ErrorKind::MissingRequiredArgument
+        | ErrorKind::InvalidSubcommand
+        | ErrorKind::MissingSubcommand => ExitCode::FAILURE,
+        ErrorKind::UnknownArgument if !about_flag => ExitCode::FAILURE,
+        _ => ExitCode::from(125),
     }
 }
 

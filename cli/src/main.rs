@@ -40,7 +40,10 @@ fn shim_bundle(mut args: impl Iterator<Item = OsString>) -> Option<PathBuf> {
 /// Apart from `main`, so that its stack is not part of every shim.
 #[inline(never)]
 fn parse_and_run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return error::usage(&error),
+    };
     // These run before any thread exists: they change namespaces and fork.
     match &cli.command {
         Command::Shim(args) => {

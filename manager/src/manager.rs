@@ -18,7 +18,7 @@ pub use place::JoinPlaceError;
 pub use system::{RandomIds, SystemClock};
 
 use crate::ca_server::CaServer;
-use crate::consensus::{Consensus, IdSource, ProposeError, WallClock};
+use crate::consensus::{Consensus, IdSource, Leadership, ProposeError, WallClock};
 use crate::control::{ControlApi, Core};
 use crate::dispatcher::{Dispatcher, DispatcherContext};
 use crate::loops::{self, LoopContext};
@@ -163,10 +163,10 @@ impl Manager {
         };
         let handle = ManagerHandle::new(
             raft,
+            raft_id,
             core,
             options.connector,
-            options.node_id,
-            options.advertise,
+            (options.node_id, options.advertise),
         );
         handle.spawn_loops();
         Ok(handle)
@@ -208,6 +208,7 @@ pub struct ManagerHandle {
 
 struct Parts {
     raft: RaftHandle,
+    raft_id: RaftNodeId,
     core: Core,
     control: ControlApi,
     ca: CaServer,
@@ -231,10 +232,10 @@ impl std::fmt::Debug for ManagerHandle {
 impl ManagerHandle {
     fn new(
         raft: RaftHandle,
+        raft_id: RaftNodeId,
         core: Core,
         connector: Arc<dyn Connector>,
-        node_id: NodeId,
-        advertise: SocketAddr,
+        (node_id, advertise): (NodeId, SocketAddr),
     ) -> Self {
         let cancel = CancellationToken::new();
         let control = ControlApi::new(
@@ -256,6 +257,7 @@ impl ManagerHandle {
         Self {
             parts: Arc::new(Parts {
                 raft,
+                raft_id,
                 control,
                 dispatcher,
                 ca: CaServer::new(core.clone(), Arc::clone(&connector)),
@@ -283,6 +285,22 @@ impl ManagerHandle {
     /// Raft, for leadership and members.
     pub fn consensus(&self) -> &Arc<dyn Consensus> {
         &self.parts.core.consensus
+    }
+
+    /// Waits until this manager has stopped because its disk is full, and says so. It can be started again: what it
+    /// could not write it has not acknowledged, and it finds what it wrote. After any other failure of the disk nothing
+    /// is known about what is on it, and a manager stays stopped.
+    pub async fn stopped_without_room(&self) -> String {
+        let mut leadership = self.parts.core.consensus.leadership();
+        let stopped = leadership.wait_for(|now| matches!(now, Leadership::Stopped { .. }));
+        let reason = stopped.await.ok().and_then(|now| match &*now {
+            Leadership::Stopped { reason } => Some(reason.clone()),
+            Leadership::Leader { .. } | Leadership::Follower { .. } => None,
+        });
+        match reason {
+            Some(reason) if self.parts.raft.stopped_without_room() => reason,
+            _ => std::future::pending().await,
+        }
     }
 
     /// The other managers, as the store knows them.

@@ -81,6 +81,7 @@ struct Row {
 /// The first step that failed. Everything is removed in any case.
 pub async fn demo(exe: PathBuf, dir: PathBuf) -> Result<(), DemoError> {
     check_machine()?;
+    let mut interrupt = Interrupt::listen();
     let progress = Progress {
         start: Instant::now(),
     };
@@ -99,10 +100,16 @@ pub async fn demo(exe: PathBuf, dir: PathBuf) -> Result<(), DemoError> {
             "3 managers, 2 workers, each with its own daemon".to_owned(),
         ))
     };
-    let mut cluster = progress.step("hosts started", power_on).await?;
+    // Not cut short by an interrupt: what is half made could not be removed.
+    let powered = progress.step("hosts started", power_on).await;
+    if powered.is_err() && interrupt.has_come() {
+        return Err(DemoError::Interrupted);
+    }
+    let mut cluster = powered?;
     let outcome = tokio::select! {
+        biased;
+        () = interrupt.comes() => Err(DemoError::Interrupted),
         outcome = show(&progress, &mut cluster, &options) => outcome,
-        _ = interrupted() => Err(DemoError::Interrupted),
     };
     let removed = progress
         .step("playground removed", async {
@@ -113,14 +120,33 @@ pub async fn demo(exe: PathBuf, dir: PathBuf) -> Result<(), DemoError> {
     outcome.and(removed)
 }
 
-async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        result = tokio::signal::ctrl_c() => drop(result),
-        _ = terminate.recv() => {}
+/// SIGINT and SIGTERM, remembered from the moment at which it is listened to them.
+struct Interrupt(Vec<tokio::signal::unix::Signal>);
+
+impl Interrupt {
+    fn listen() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate()];
+        // One that can't be listened to ends the process at once, as by default.
+        Self(
+            kinds
+                .into_iter()
+                .filter_map(|kind| signal(kind).ok())
+                .collect(),
+        )
+    }
+
+    async fn comes(&mut self) {
+        let waits = self.0.iter_mut().map(|signal| Box::pin(signal.recv()));
+        let waits: Vec<_> = waits.collect();
+        if waits.is_empty() {
+            return std::future::pending().await;
+        }
+        futures_util::future::select_all(waits).await;
+    }
+
+    fn has_come(&mut self) -> bool {
+        futures_util::FutureExt::now_or_never(self.comes()).is_some()
     }
 }
 

@@ -144,6 +144,13 @@ impl Host {
         self.gone(pid).await
     }
 
+    /// Its processes were ended by other means.
+    pub(crate) fn forget(&mut self) {
+        self.init_pid = None;
+        self.daemon_pid = None;
+        self.tether = None;
+    }
+
     /// SIGKILL to its init without waiting: this is the moment at which the host is lost. The kernel takes its time to
     /// clear the namespaces away.
     ///
@@ -239,7 +246,11 @@ impl Host {
         argv: impl IntoIterator<Item = S>,
     ) -> Result<String, PlaygroundError> {
         let mut command = self.command(argv);
-        let output = command.stdin(Stdio::null()).output().await;
+        let output = command
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await;
         let output = output.map_err(self.failed("run a command"))?;
         let line = format!("{:?}", command.as_std());
         let output = self.checked(&line, output)?;
@@ -265,7 +276,11 @@ impl Host {
         args: impl IntoIterator<Item = S>,
     ) -> Result<String, PlaygroundError> {
         let mut command = self.client(args);
-        let output = command.stdin(Stdio::null()).output().await;
+        let output = command
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await;
         let output = output.map_err(self.failed("run the client"))?;
         let words: Vec<_> = command.as_std().get_args().skip(2).collect();
         let line = words.iter().fold("shoal".to_owned(), |line, word| {

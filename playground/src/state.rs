@@ -1,14 +1,67 @@
 //! What a playground is made of, on disk, so that a later command finds it.
 
-use crate::host::Host;
+use crate::host::{Host, wait_until};
 use crate::{PlaygroundError, Switch, cgroups};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Longest time for the kernel to end all processes of all hosts.
+const HOSTS_END_MAX: Duration = Duration::from_secs(20);
 
 /// The cgroup below which all hosts of the playground in `dir` are: two playgrounds do not meet.
 pub(crate) fn cgroup_root(dir: &Path) -> String {
     let tag = shoal_overlay_net::InstanceTag::derive(&dir.to_string_lossy());
     format!("/shoal-playground-{}", tag.as_str())
+}
+
+/// SIGKILL for every process in a pinned network namespace, until there is none.
+async fn kill_inhabitants(pins: &Path) -> Result<(), PlaygroundError> {
+    let namespaces: Vec<_> = match std::fs::read_dir(pins) {
+        Ok(entries) => entries
+            .flatten()
+            .filter_map(|pin| namespace(&pin.path()))
+            .collect(),
+        Err(_) => Vec::new(),
+    };
+    wait_until("the end of the hosts' processes", HOSTS_END_MAX, || {
+        let left = inhabitants(&namespaces);
+        // One that has ended meanwhile is what is wanted.
+        let refused: Vec<_> = left
+            .iter()
+            .filter_map(|pid| kill(Pid::from_raw(*pid), Signal::SIGKILL).err())
+            .filter(|errno| *errno != Errno::ESRCH)
+            .collect();
+        match left.is_empty() {
+            true => Ok(()),
+            false => Err(format!("processes {left:?} are left {refused:?}")),
+        }
+    })
+    .await
+}
+
+/// What tells one namespace from another.
+fn namespace(path: &Path) -> Option<(u64, u64)> {
+    let meta = std::fs::metadata(path).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
+fn inhabitants(namespaces: &[(u64, u64)]) -> Vec<i32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let inside = namespace(&entry.path().join("ns/net"))?;
+            namespaces.contains(&inside).then_some(pid)
+        })
+        .collect()
 }
 
 /// A playground as it is written down.
@@ -77,7 +130,9 @@ impl State {
     pub fn save(&self) -> Result<(), PlaygroundError> {
         let path = self.dir.join("playground.json");
         let text = serde_json::to_string_pretty(self).map_err(std::io::Error::from);
-        text.and_then(|text| std::fs::write(&path, text))
+        let temporary = path.with_extension("json.new");
+        text.and_then(|text| std::fs::write(&temporary, text))
+            .and_then(|()| std::fs::rename(&temporary, &path))
             .map_err(|err| PlaygroundError::File {
                 action: "write",
                 path,
@@ -127,8 +182,11 @@ impl State {
                 first = result;
             }
         };
+        // Whatever was written down: a process id may be another's by now, and a host may have started without a note of
+        // it. In these namespaces is nothing else than the playground's.
+        note(kill_inhabitants(&self.dir.join("netns")).await);
         for host in &mut self.hosts {
-            note(host.kill().await);
+            host.forget();
         }
         note(Switch::remove(&self.dir).await);
         note(cgroups::remove_tree(&cgroup_root(&self.dir)));

@@ -94,8 +94,22 @@ struct Progress {
     slots: BTreeMap<String, String>,
 }
 
-/// Waits until the service has converged.
+/// Waits until the service has converged, or the user does not want to wait any longer: the service goes on then.
 pub(crate) async fn wait(client: &Client, service: &str, quiet: bool) -> Result<()> {
+    tokio::select! {
+        biased;
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted.map_err(CliError::io("handle signals"))?;
+            eprintln!(
+                "\nOperation continuing in background.\nUse `shoal svc ps {service}` to check progress."
+            );
+            Ok(())
+        }
+        converged = wait_on(client, service, quiet) => converged,
+    }
+}
+
+async fn wait_on(client: &Client, service: &str, quiet: bool) -> Result<()> {
     let mut display = Display::new(quiet);
     let mut changes = Changes::open(client, service).await;
     let mut last: Option<Progress> = None;

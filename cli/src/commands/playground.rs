@@ -2,9 +2,10 @@
 
 use crate::args::playground::PlaygroundCommand;
 use crate::commands::print;
-use crate::error::{CliError, Result};
+use crate::error::{CliError, INTERRUPTED, Result};
 use shoal_playground::{
-    Cluster, ClusterOptions, DaemonOptions, PlaygroundError, State, Switch, check_machine,
+    Cluster, ClusterOptions, DaemonOptions, DemoError, PlaygroundError, State, Switch,
+    check_machine,
 };
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -27,7 +28,13 @@ pub(crate) async fn dispatch(command: PlaygroundCommand) -> Result<()> {
     match command {
         PlaygroundCommand::Demo(place) => {
             let shown = shoal_playground::demo(own_program()?, place.dir).await;
-            shown.map_err(|error| failed(&error))
+            shown.map_err(|error| match error {
+                DemoError::Interrupted => {
+                    eprintln!("shoal: {error}");
+                    CliError::Exit(INTERRUPTED)
+                }
+                error => failed(&error),
+            })
         }
         PlaygroundCommand::Up {
             place,

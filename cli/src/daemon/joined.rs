@@ -36,8 +36,10 @@ use tokio_util::task::TaskTracker;
 const RENEW_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a planned restart of the daemon may take before its tasks are replaced.
 const PLANNED_RESTART_HOLD: Duration = Duration::from_secs(60);
-/// Wait before a manager that did not start is tried again.
-const MANAGER_RETRY: Duration = Duration::from_secs(1);
+/// Wait before a manager that did not start is tried again; it doubles with each failure.
+const MANAGER_RETRY_MIN: Duration = Duration::from_secs(1);
+/// Longest such wait.
+const MANAGER_RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// Why the ports of a node could not be opened, or a part did not start.
 #[derive(Debug, thiserror::Error)]
@@ -199,11 +201,23 @@ pub(crate) struct JoinedOptions {
     pub(crate) overlay: OverlaySettings,
 }
 
+/// How a node comes to be part of its cluster.
+pub(crate) enum Entry {
+    /// It founds or joins it: what fails, fails the whole.
+    New(Start),
+    /// It was part of it before. It stays a node that runs its tasks when its manager does not start.
+    Back(Vec<ManagerPeer>),
+}
+
+/// Why the manager that should run here does not.
+pub(crate) type Trouble = Arc<ArcSwapOption<String>>;
+
 /// A running node.
 pub(crate) struct Joined {
     pub(crate) node_id: NodeId,
     pub(crate) ports: Arc<Ports>,
     pub(crate) manager: ManagerSlot,
+    pub(crate) trouble: Trouble,
     pub(crate) agent: AgentHandle,
     pub(crate) advertise: SocketAddr,
     data_root: PathBuf,
@@ -214,23 +228,30 @@ pub(crate) struct Joined {
 }
 
 impl Joined {
-    /// Starts manager (if that is the role) and agent. `start` says how a manager begins; a node that resumes or joins
-    /// passes the managers that it knows.
+    /// Starts manager (if that is the role) and agent. `entry` says how a manager begins.
     pub(crate) async fn start(
         mut options: JoinedOptions,
         ports: Ports,
         identity: Identity,
-        start: Start,
+        entry: Entry,
     ) -> Result<Self, JoinedError> {
         let ports = Arc::new(ports);
         let manager = ManagerSlot::new(ArcSwapOption::empty());
         let node_id = identity.node_id();
         let advertise = options.record.advertise;
         serve(&ports, &manager, &options.engine);
+        let trouble = Trouble::default();
         if identity.role() == NodeRole::Manager {
-            let handle =
-                start_manager(&options.data_root, node_id, advertise, &ports, start).await?;
-            manager.store(Some(Arc::new(handle)));
+            let (start, must_start) = match entry {
+                Entry::New(start) => (start, true),
+                Entry::Back(managers) => (Start::Join(managers), false),
+            };
+            match start_manager(&options.data_root, node_id, advertise, &ports, start).await {
+                Ok(handle) => manager.store(Some(Arc::new(handle))),
+                Err(err) if must_start => return Err(err.into()),
+                // `follow_own_role` tries again and tells.
+                Err(err) => trouble.store(Some(Arc::new(manager_trouble(&err)))),
+            }
         }
         let addresses = Arc::new(Addresses::new(Arc::clone(&ports)));
         let settings = options.overlay.clone();
@@ -271,6 +292,7 @@ impl Joined {
             node_id,
             ports,
             manager,
+            trouble,
             agent,
             advertise,
             data_root: options.data_root.clone(),
@@ -311,6 +333,7 @@ impl Joined {
         spawn(Box::pin(follow_own_role(
             self.ports.clone(),
             self.manager.clone(),
+            self.trouble.clone(),
             self.agent.clone(),
             options,
         )));
@@ -367,7 +390,7 @@ impl AgentClock for NodeClock {
 }
 
 /// Removes the containers of every task, and the agent's memory of them: the node has left.
-async fn remove_tasks(engine: &EngineHandle, data_root: &Path) {
+pub(crate) async fn remove_tasks(engine: &EngineHandle, data_root: &Path) {
     let filter = ListFilter {
         all: true,
         filters: BTreeMap::from([("label".to_owned(), vec![TASK_ID_LABEL.to_owned()])]),
@@ -544,19 +567,31 @@ async fn follow_wanted_role(agent: AgentHandle, identity: IdentityHandle, renewa
     }
 }
 
+/// The failure with what can be done about it.
+fn manager_trouble(err: &ManagerError) -> String {
+    format!(
+        "{}; where other managers are left, `shoal node demote` and `shoal node promote` of this node there give it a \
+         new log",
+        chain(err)
+    )
+}
+
 /// Starts and stops the manager as the role in the certificate says.
 async fn follow_own_role(
     ports: Arc<Ports>,
     slot: ManagerSlot,
+    trouble: Trouble,
     agent: AgentHandle,
     options: JoinedOptions,
 ) {
     let (data_root, advertise) = (options.data_root, options.record.advertise);
     let mut changes = ports.identity.subscribe();
+    let mut retry = MANAGER_RETRY_MIN;
     loop {
         let identity = changes.borrow_and_update().clone();
         let role = identity.as_ref().map(Identity::role);
         let running = slot.load().is_some();
+        let mut failed = false;
         match (role, running, identity) {
             (Some(NodeRole::Manager), false, Some(identity)) => {
                 let mut managers = others(&agent.managers(), identity.node_id());
@@ -569,31 +604,71 @@ async fn follow_own_role(
                     Ok(handle) => {
                         tracing::info!(%node_id, "this node is a manager now");
                         slot.store(Some(Arc::new(handle)));
+                        trouble.store(None);
+                        retry = MANAGER_RETRY_MIN;
                     }
                     Err(err) => {
-                        tracing::warn!(err = %chain(&err), "the manager did not start; trying again");
-                        tokio::time::sleep(MANAGER_RETRY).await;
-                        continue;
+                        let text = manager_trouble(&err);
+                        tracing::error!(err = %text, "the manager did not start; it is tried again");
+                        trouble.store(Some(Arc::new(text)));
+                        failed = true;
                     }
                 }
             }
-            // Also when no manager runs: a node that was demoted while its daemon was down still has the record of its
-            // old place, and would take it up when it is promoted again.
+            // Also when no manager runs: a node that was demoted while its daemon was down, or whose log is damaged,
+            // must not take up its old place when it is promoted again.
             (Some(NodeRole::Worker), _, _) => {
-                if let Some(manager) = slot.swap(None) {
-                    manager.shutdown().await;
-                    tracing::info!("this node is a worker now");
-                }
-                if let Err(err) = forget(&RealDisk, &data_root.join("raft")) {
-                    tracing::error!(err = %chain(&err), "failed to delete the Raft log of a former manager");
-                }
+                stop_manager(&slot, &data_root).await;
+                trouble.store(None);
             }
             _ => {}
         }
-        if changes.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(retry), if failed => {
+                retry = (retry * 2).min(MANAGER_RETRY_MAX);
+            }
+            reason = has_no_room(&slot) => {
+                tracing::error!(%reason, "the manager has stopped; it starts again once there is room on its disk");
+                let text = format!("{reason}; it starts again once there is room");
+                trouble.store(Some(Arc::new(text)));
+                if let Some(manager) = slot.swap(None) {
+                    manager.shutdown().await;
+                }
+            }
+            () = has_another_place(&slot, &agent) => {
+                tracing::warn!("this manager was demoted and promoted while it was away: it begins anew");
+                stop_manager(&slot, &data_root).await;
+            }
         }
     }
+}
+
+/// Ends the manager, if one runs, and forgets its place in Raft.
+async fn stop_manager(slot: &ManagerSlot, data_root: &Path) {
+    if let Some(manager) = slot.swap(None) {
+        manager.shutdown().await;
+        tracing::info!("the manager of this node has ended");
+    }
+    if let Err(err) = forget(&RealDisk, &data_root.join("raft")) {
+        tracing::error!(err = %chain(&err), "failed to delete the Raft log of a former manager");
+    }
+}
+
+/// Ends when this node's manager has stopped because its disk is full.
+async fn has_no_room(slot: &ManagerSlot) -> String {
+    match slot.load_full() {
+        Some(manager) => manager.stopped_without_room().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Ends when the managers say that this one's place in Raft is not the one it runs with.
+async fn has_another_place(slot: &ManagerSlot, agent: &AgentHandle) {
+    let Some(manager) = slot.load_full() else {
+        return std::future::pending().await;
+    };
+    manager.superseded(|| agent.managers()).await;
 }
 
 fn others(managers: &[ManagerPeer], own: NodeId) -> Vec<ManagerPeer> {

@@ -1,7 +1,7 @@
 //! The node's place in a cluster, as the API sees it: none, or one that it founded, joined or resumes.
 
 use super::address::{self, AddressError};
-use super::joined::{Joined, JoinedError, JoinedOptions, Ports};
+use super::joined::{Entry, Joined, JoinedError, JoinedOptions, Ports, remove_tasks};
 use super::overlay::OverlaySettings;
 use super::record::{NodeRecord, RecordError};
 use super::{chain, logs, task_logs};
@@ -100,6 +100,16 @@ pub(crate) enum MembershipError {
 }
 
 impl MembershipError {
+    /// What the user can do about it when it keeps a node from its cluster.
+    fn way_back(&self) -> &'static str {
+        match self {
+            Self::Files(FilesError::Damaged { .. } | FilesError::Unusable { .. }) => {
+                "; join the cluster again with `shoal join`: as long as `node.key` is good it is the same node"
+            }
+            _ => "",
+        }
+    }
+
     /// The kind that a caller of the API sees.
     fn code(&self) -> ErrorCode {
         use shoal_transport::join::JoinError;
@@ -148,12 +158,10 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
-    pub(crate) fn open(
-        options: MembershipOptions,
-        engine: EngineHandle,
-    ) -> Result<Self, MembershipError> {
+    pub(crate) fn open(options: MembershipOptions, engine: EngineHandle) -> Self {
         let files = IdentityFiles::new(options.data_root.join("certs"));
-        let pending = files.load()?.is_some();
+        // One that can't be read is told when the node takes up its place: containers and API need none.
+        let pending = !matches!(files.load(), Ok(None));
         let local = LocalNode {
             state: if pending {
                 LocalState::Pending
@@ -163,14 +171,14 @@ impl Membership {
             engine_labels: options.engine_labels.clone(),
             ..LocalNode::default()
         };
-        Ok(Self {
+        Self {
             options,
             engine,
             files,
             joined: RwLock::new(None),
             local: std::sync::RwLock::new(local),
             changing: Mutex::new(()),
-        })
+        }
     }
 
     fn set_state(&self, state: LocalState) {
@@ -185,8 +193,9 @@ impl Membership {
     pub(crate) async fn resume(&self) {
         let _changing = self.changing.lock().await;
         if let Err(error) = self.try_resume().await {
-            tracing::error!(err = %chain(&error), "failed to return to the cluster");
-            self.set_state(LocalState::Error(chain(&error)));
+            let text = format!("{}{}", chain(&error), error.way_back());
+            tracing::error!(err = %text, "failed to return to the cluster");
+            self.set_state(LocalState::Error(text));
         }
     }
 
@@ -194,7 +203,11 @@ impl Membership {
         let Some(identity) = self.files.load()? else {
             return Ok(());
         };
-        let Some(record) = NodeRecord::load(&self.options.data_root)? else {
+        let record = match NodeRecord::load(&self.options.data_root) {
+            Err(err) if err.is_damage() => Some(self.rebuild_record(&err)?),
+            loaded => loaded?,
+        };
+        let Some(record) = record else {
             // The certificate is written first: a crash in between has joined nothing.
             self.files.remove()?;
             self.set_state(LocalState::Inactive);
@@ -202,8 +215,28 @@ impl Membership {
         };
         let ports = Ports::open(record.listen, identity.key(), Some(identity.clone()))?;
         let others = record.managers.clone();
-        self.start(record, ports, identity, Start::Join(others))
+        self.start(record, ports, identity, Entry::Back(others))
             .await
+    }
+
+    /// The record of addresses out of the daemon's options: identity is never the address, so a wrong guess is told to
+    /// the managers as a new address. The agent remembers the managers by itself.
+    fn rebuild_record(&self, damage: &RecordError) -> Result<NodeRecord, MembershipError> {
+        let (listen, advertise) = self.addresses("", "")?;
+        tracing::error!(
+            err = %chain(damage),
+            %listen,
+            %advertise,
+            "the record of this node's addresses can't be used; it is made anew from the daemon's options"
+        );
+        let record = NodeRecord {
+            version: NodeRecord::VERSION,
+            listen,
+            advertise,
+            managers: Vec::new(),
+        };
+        record.save(&self.options.data_root)?;
+        Ok(record)
     }
 
     async fn start(
@@ -211,7 +244,7 @@ impl Membership {
         record: NodeRecord,
         ports: Ports,
         identity: Identity,
-        start: Start,
+        entry: Entry,
     ) -> Result<(), MembershipError> {
         let options = JoinedOptions {
             data_root: self.options.data_root.clone(),
@@ -221,7 +254,7 @@ impl Membership {
             overlay: self.options.overlay.clone(),
             record,
         };
-        let joined = Joined::start(options, ports, identity.clone(), start).await?;
+        let joined = Joined::start(options, ports, identity.clone(), entry).await?;
         {
             let mut local = self
                 .local
@@ -311,8 +344,8 @@ impl Membership {
         let record = NodeRecord::load(&self.options.data_root)?;
         let started = match record {
             Some(record) => {
-                self.start(record, ports, identity, Start::Found(founding.first))
-                    .await
+                let entry = Entry::New(Start::Found(founding.first));
+                self.start(record, ports, identity, entry).await
             }
             None => Err(MembershipError::NoRemote),
         };
@@ -347,7 +380,12 @@ impl Membership {
             managers: response.managers.clone(),
         };
         let started = self
-            .start(record, ports, identity, Start::Join(response.managers))
+            .start(
+                record,
+                ports,
+                identity,
+                Entry::New(Start::Join(response.managers)),
+            )
             .await;
         if started.is_err() {
             self.wipe()?;
@@ -420,9 +458,26 @@ impl Membership {
     async fn manager(&self) -> Result<(ManagerHandle, NodeId), RpcError> {
         let joined = self.current().await?;
         let manager = joined.manager.load_full();
-        let none = || RpcError::new(ErrorCode::Unavailable, "this node is not a manager");
-        let manager = manager.ok_or_else(none)?;
+        let manager = manager.ok_or_else(|| {
+            let text = match joined.trouble.load().as_deref() {
+                Some(trouble) => format!("the manager of this node does not run: {trouble}"),
+                None => "this node is not a manager".to_owned(),
+            };
+            RpcError::new(ErrorCode::Unavailable, text)
+        })?;
         Ok(((*manager).clone(), joined.node_id))
+    }
+
+    /// Forgets a place that could not be taken up. Nobody is told: there is nothing to tell it with.
+    async fn leave_damaged(&self, force: bool, reason: &str) -> Result<(), RpcError> {
+        if !force {
+            let text = format!(
+                "this node could not return to its cluster ({reason}): use --force to forget its place there"
+            );
+            return Err(RpcError::new(ErrorCode::FailedPrecondition, text));
+        }
+        remove_tasks(&self.engine, &self.options.data_root).await;
+        Ok(self.wipe()?)
     }
 
     /// Stops the node's parts; its place in the cluster is kept.
@@ -460,6 +515,7 @@ impl ClusterOps for Membership {
                 .map(|i| i.role())
                 .unwrap_or_default();
             local.control_available = joined.manager.load().is_some();
+            local.manager_trouble = joined.trouble.load().as_deref().cloned();
             local.managers = joined.agent.managers();
         }
         local
@@ -494,6 +550,9 @@ impl ClusterOps for Membership {
 
     async fn leave(&self, force: bool) -> Result<(), RpcError> {
         let _changing = self.changing.lock().await;
+        if let LocalState::Error(reason) = self.local().state {
+            return self.leave_damaged(force, &reason).await;
+        }
         let joined = self.current().await?;
         let is_manager = joined.manager.load().is_some();
         if is_manager && !force {

@@ -120,13 +120,7 @@ async fn run(args: DaemonArgs) -> Result<(), Failure> {
     let engine = EngineHandle::start(engine_options(&args)?)
         .await
         .map_err(|err| format!("failed to start the engine: {}", chain(&err)))?;
-    let membership =
-        Membership::open(MembershipOptions::new(&args)?, engine.clone()).map_err(|err| {
-            format!(
-                "failed to open the node's place in its cluster: {}",
-                chain(&err)
-            )
-        })?;
+    let membership = Membership::open(MembershipOptions::new(&args)?, engine.clone());
     let membership = Arc::new(membership);
     let server = ApiServer::bind(ApiOptions {
         socket: args.socket.clone(),

@@ -13,8 +13,17 @@ use std::path::{Path, PathBuf};
 pub(crate) struct RecordError {
     action: &'static str,
     path: PathBuf,
+    /// The file is there and is no record: it will never be readable.
+    damaged: bool,
     #[source]
     err: io::Error,
+}
+
+impl RecordError {
+    /// Whether the file's content is to blame, and not the disk.
+    pub(crate) const fn is_damage(&self) -> bool {
+        self.damaged
+    }
 }
 
 /// The record, as JSON.
@@ -39,17 +48,19 @@ impl NodeRecord {
 
     pub(crate) fn load(data_root: &Path) -> Result<Option<Self>, RecordError> {
         let path = Self::path(data_root);
-        let failed = |err| RecordError {
+        let error = |damaged, err| RecordError {
             action: "read",
             path: path.clone(),
+            damaged,
             err,
         };
+        let failed = |err| error(false, err);
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(err) => return Err(failed(err)),
         };
-        let record: Self = serde_json::from_slice(&text).map_err(|err| failed(err.into()))?;
+        let record: Self = serde_json::from_slice(&text).map_err(|err| error(true, err.into()))?;
         if record.version != Self::VERSION {
             let text = format!("version {} is not known to this binary", record.version);
             return Err(failed(io::Error::other(text)));
@@ -72,6 +83,7 @@ impl NodeRecord {
         write().map_err(|err| RecordError {
             action: "write",
             path: path.clone(),
+            damaged: false,
             err,
         })
     }
@@ -82,6 +94,7 @@ impl NodeRecord {
             Err(err) if err.kind() != io::ErrorKind::NotFound => Err(RecordError {
                 action: "remove",
                 path,
+                damaged: false,
                 err,
             }),
             _ => Ok(()),

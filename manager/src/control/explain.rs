@@ -179,6 +179,11 @@ fn explain_waiting(state: &State, task: &Task, explanation: &mut TaskExplanation
         .nodes
         .iter()
         .any(|node| node.refusals.is_empty());
+    let mut refusals: Vec<_> = task.status.refusals.iter().collect();
+    // What keeps most nodes away comes first; of equals what was asked last, which is nearer to the service's own wishes
+    // than whether a node is ready.
+    refusals.reverse();
+    refusals.sort_by_key(|refusal| std::cmp::Reverse(refusal.nodes));
     let no_address = task
         .status
         .refusals
@@ -188,8 +193,8 @@ fn explain_waiting(state: &State, task: &Task, explanation: &mut TaskExplanation
         // A node fits, and the network has no address for the task there or anywhere else.
         explanation.reason.clone_from(&refusal.reason);
         explanation.fix.clone_from(&refusal.fix);
-    } else if let Some(refusal) = task.status.refusals.first().filter(|_| !fitting) {
-        let all = task.status.refusals.iter().map(|r| r.reason.as_str());
+    } else if let Some(refusal) = refusals.first().filter(|_| !fitting) {
+        let all = refusals.iter().map(|r| r.reason.as_str());
         explanation.reason = all.collect::<Vec<_>>().join("; ");
         explanation.fix.clone_from(&refusal.fix);
     } else if explanation.nodes.is_empty() {

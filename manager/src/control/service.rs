@@ -11,7 +11,8 @@ use shoal_model::control::{ControlResponse, ServiceView};
 use shoal_model::rpc::ErrorCode;
 use shoal_model::service::{UpdateState, UpdateStatus};
 use shoal_model::{
-    Meta, Service, ServiceId, ServiceMode, ServiceSpec, TaskState, Timestamp, Version,
+    Meta, NodeState, Service, ServiceId, ServiceMode, ServiceSpec, Task, TaskState, Timestamp,
+    Version,
 };
 use std::sync::Arc;
 
@@ -237,6 +238,11 @@ fn down_limit_min(state: &State) -> u64 {
     })
 }
 
+fn is_on_down_node(state: &State, task: &Task) -> bool {
+    let node = task.node_id.and_then(|id| state.node(id));
+    node.is_some_and(|node| node.status.state == NodeState::Down)
+}
+
 fn view(state: &State, service: &Service) -> ServiceView {
     let mut running_tasks = 0;
     let mut wanted_tasks = 0;
@@ -244,8 +250,11 @@ fn view(state: &State, service: &Service) -> ServiceView {
         if task.desired == TaskState::Running {
             // A job of a global service that ended well is not missing.
             wanted_tasks += u64::from(task.status.state <= TaskState::Running);
-            // What runs but does not serve yet is still on its way.
-            let serves = task.status.state == TaskState::Running && task.status.ready;
+            // What runs but does not serve yet is still on its way; what was last heard of on a node that is down is not
+            // known to run.
+            let serves = task.status.state == TaskState::Running
+                && task.status.ready
+                && !is_on_down_node(state, task);
             running_tasks += u64::from(serves);
         }
     }

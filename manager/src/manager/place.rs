@@ -17,6 +17,9 @@ pub(super) const PLACE_WAIT_MAX: Duration = Duration::from_secs(30);
 /// How long one manager may take to answer.
 const ASK_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Before each question whether a manager's place is still its own.
+const PLACE_CHECK_PAUSE: Duration = Duration::from_secs(2);
+
 /// Between two rounds over all managers.
 const ROUND_PAUSE: Duration = Duration::from_millis(200);
 
@@ -102,6 +105,32 @@ fn is_final(err: &CallError) -> bool {
 }
 
 impl ManagerHandle {
+    /// Ends once the cluster says that this node has another place in Raft than this manager runs with: the node was
+    /// demoted and promoted again while it was away, and its old place is nobody's. Nobody ever talks to such a manager,
+    /// and what it remembers of a leader is old, so it asks until it was answered once.
+    pub async fn superseded(&self, managers: impl Fn() -> Vec<ManagerPeer>) {
+        let parts = &self.parts;
+        let addr = parts.advertise;
+        loop {
+            tokio::time::sleep(PLACE_CHECK_PAUSE).await;
+            if parts.core.consensus.leadership().borrow().is_leader() {
+                return std::future::pending().await;
+            }
+            let others: Vec<_> = managers()
+                .into_iter()
+                .filter(|peer| peer.node_id != parts.node_id)
+                .collect();
+            match ask(&*parts.connector, &others, addr, Duration::ZERO).await {
+                Ok(place) if place != parts.raft_id => return,
+                Ok(_) => return std::future::pending().await,
+                Err(err) => {
+                    let err = err.to_string();
+                    tracing::debug!(err, "nobody could tell this manager's place in Raft");
+                }
+            }
+        }
+    }
+
     /// Tells the leader this manager's address, if the store has another one.
     pub(super) async fn announce(&self) {
         let parts = &self.parts;

@@ -517,6 +517,11 @@ impl RaftHandle {
         )
     }
 
+    /// Whether this member has stopped for want of room on its disk, and could start again once there is some.
+    pub fn stopped_without_room(&self) -> bool {
+        self.inner.stop.is_no_room()
+    }
+
     /// Whether a member answers, as far as this one knows.
     pub(crate) fn is_reachable(&self, metrics: &RaftMetrics<TypeConfig>, id: RaftNodeId) -> bool {
         if id == metrics.id {

@@ -292,7 +292,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             })
             .await;
         let path = written.map_err(|err| {
-            self.stop.set(format!("a snapshot can't be written: {err}"));
+            self.stop.set_failed_write("a snapshot", &err);
             err
         })?;
         Ok(RaftSnapshot {

@@ -152,10 +152,9 @@ impl Writer {
         if let Err(err) = &result
             && self.failed.is_none()
         {
-            let reason = format!("the Raft log can't be written: {err}");
             tracing::error!(%err, "the Raft log can't be written");
-            self.stop.set(reason.clone());
-            self.failed = Some(reason);
+            self.stop.set_failed_write("the Raft log", err);
+            self.failed = Some(format!("the Raft log can't be written: {err}"));
         }
         for job in batch.drain(..) {
             let answer = match &result {

@@ -16,6 +16,16 @@ pub(crate) fn require_manager(api: &Api) -> ApiResult<()> {
     if local.control_available {
         return Ok(());
     }
+    let trouble = match (&local.state, &local.manager_trouble) {
+        (LocalState::Error(reason), _) => Some(format!(
+            "this node could not return to its cluster: {reason}"
+        )),
+        (_, Some(trouble)) => Some(format!("the manager of this node does not run: {trouble}")),
+        _ => None,
+    };
+    if let Some(trouble) = trouble {
+        return Err(ApiError::unavailable(trouble));
+    }
     Err(ApiError::unavailable(match local.state {
         LocalState::Locked => {
             "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to \

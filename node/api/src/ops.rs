@@ -56,6 +56,8 @@ pub struct LocalNode {
     pub role: NodeRole,
     /// The manager runs in this daemon, so that control requests can be answered.
     pub control_available: bool,
+    /// It should run a manager, and this is why it does not.
+    pub manager_trouble: Option<String>,
     /// The address that others use for it.
     pub advertise_addr: Option<IpAddr>,
     /// The managers that it knows.

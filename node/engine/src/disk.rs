@@ -131,6 +131,13 @@ pub(crate) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>>
     Ok(Some(envelope.record))
 }
 
+/// Whether a record that can't be read is a whole one of another version of this program.
+pub(crate) fn is_of_other_version(path: &Path) -> bool {
+    let read = fs::read(path).ok();
+    let version: Option<VersionOnly> = read.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    version.is_some_and(|found| found.version != RECORD_VERSION)
+}
+
 fn bad(path: &Path, reason: String) -> EngineError {
     EngineError::Record {
         path: path.to_owned(),

@@ -49,6 +49,8 @@ struct WireState {
     cut: BTreeSet<SocketAddr>,
     refusing: BTreeSet<SocketAddr>,
     refused: u64,
+    /// Questions for votes, by who asked: also those that a cut swallows.
+    votes_asked: BTreeMap<SocketAddr, u64>,
     streams: Vec<(SocketAddr, SocketAddr, tokio::task::AbortHandle)>,
 }
 
@@ -85,6 +87,12 @@ impl Wire {
         }
     }
 
+    /// How often a member has asked others for their vote, or whether they would give it.
+    pub(super) fn votes_asked(&self, id: u64) -> u64 {
+        let state = self.0.lock().unwrap();
+        state.votes_asked.get(&addr(id)).copied().unwrap_or(0)
+    }
+
     /// Streams that were refused so far.
     pub(super) fn refused(&self) -> u64 {
         self.0.lock().unwrap().refused
@@ -107,6 +115,9 @@ impl Connector for Link {
         let limit = Duration::from_secs(1);
         let member = {
             let mut state = self.wire.0.lock().unwrap();
+            if matches!(method, Method::RaftPreVote | Method::RaftVote) {
+                *state.votes_asked.entry(self.own).or_default() += 1;
+            }
             if state.refusing.contains(&to) {
                 state.refused += 1;
                 return Err(TransportError::Io {

@@ -124,15 +124,24 @@ async fn member_that_refuses_streams_is_asked_again_with_pauses() {
     );
 }
 
+/// Elections that a member that was cut off can't win; each asks two others.
+const ROUNDS_IN_VAIN: u64 = 3;
+
 #[tokio::test]
 async fn returning_member_does_not_depose_the_leader() {
     let cluster = Cluster::of(3).await;
     let leader = cluster.leader().await;
     let away = if leader == 3 { 2 } else { 3 };
     let term = cluster.handle(leader).metrics().current_term;
+    let asked_before = cluster.wire.votes_asked(away);
     cluster.wire.cut(away);
-    // Long enough for several elections that it can't win.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    // It has missed its leader and wants to be elected, again and again, in vain.
+    eventually("the member to ask for votes in several rounds", || {
+        cluster.wire.votes_asked(away) >= asked_before + 2 * ROUNDS_IN_VAIN
+    })
+    .await;
+    // Only real elections raise the term, with which a member that returns would depose everybody.
+    assert_eq!(cluster.handle(away).metrics().current_term, term);
     cluster.wire.heal(away);
     cluster.write(7).await;
     cluster.has(away, [7]).await;

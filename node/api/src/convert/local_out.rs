@@ -273,7 +273,7 @@ fn swarm(local: &LocalNode) -> Value {
         .collect();
     let error = match &local.state {
         crate::LocalState::Error(text) => text.as_str(),
-        _ => "",
+        _ => local.manager_trouble.as_deref().unwrap_or_default(),
     };
     json!({
         "NodeID": local.node_id.map(|id| id.to_string()).unwrap_or_default(),

@@ -50,12 +50,14 @@ fn require_no_cluster(api: &Api) -> ApiResult<()> {
         LocalState::Pending => Err(ApiError::unavailable(
             "This node is joining a swarm already: wait, or leave with \"docker swarm leave --force\".",
         )),
-        LocalState::Active | LocalState::Error(_) | LocalState::Locked => {
-            Err(ApiError::unavailable(
-                "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another \
+        LocalState::Error(reason) => Err(ApiError::unavailable(format!(
+            "This node could not return to its swarm ({reason}). Join that swarm again, or use \"docker swarm leave \
+             --force\" to forget it."
+        ))),
+        LocalState::Active | LocalState::Locked => Err(ApiError::unavailable(
+            "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another \
                  one.",
-            ))
-        }
+        )),
     }
 }
 
@@ -116,7 +118,10 @@ async fn join(State(api): State<Api>, JsonBody(mut body): JsonBody) -> ApiResult
         return Err(body.error("JoinToken", "a join token is needed"));
     }
     body.done()?;
-    require_no_cluster(&api)?;
+    // A node that could not return joins again: with the same key it is the same node.
+    if !matches!(api.cluster.local().state, LocalState::Error(_)) {
+        require_no_cluster(&api)?;
+    }
     api.cluster.join(options).await?;
     Ok(StatusCode::OK.into_response())
 }

@@ -8,6 +8,7 @@ use crate::config::NetworkMode;
 use crate::disk::{self, Durability};
 use crate::env::Env;
 use crate::error::{EngineError, Result, chain};
+use crate::info::Endpoint;
 use crate::network::Lease;
 use serde::{Deserialize, Serialize};
 use shoal_model::ContainerId;
@@ -322,13 +323,20 @@ fn hide(env: &Env, record: &ContainerRecord, dir: &ContainerDir) -> Result<()> {
 
 /// Addresses that records say are in use. Those of containers that turn out not to run are released afterwards.
 pub(crate) fn held_addresses(containers: &Path) -> Vec<(ContainerId, std::net::Ipv4Addr)> {
+    let all = endpoints(containers).into_iter();
+    all.filter_map(|(id, endpoint)| Some((id, endpoint.address?)))
+        .collect()
+}
+
+/// The places on the default bridge that containers' records name.
+pub(crate) fn endpoints(containers: &Path) -> Vec<(ContainerId, Endpoint)> {
     let Ok(entries) = std::fs::read_dir(containers) else {
         return Vec::new();
     };
-    let held = |path: PathBuf| -> Option<(ContainerId, std::net::Ipv4Addr)> {
+    let held = |path: PathBuf| -> Option<(ContainerId, Endpoint)> {
         let id = path.file_name()?.to_str()?.parse().ok()?;
         let state: StateRecord = disk::read_record(&ContainerDir::at(path).state_path()).ok()??;
-        Some((id, state.lease.endpoint?.address?))
+        Some((id, state.lease.endpoint?))
     };
     entries
         .flatten()

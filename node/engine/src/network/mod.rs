@@ -92,7 +92,7 @@ impl Networks {
         let dir = options.data_root.join("networks");
         disk::create_dir_all(&dir, 0o700)?;
         let path = dir.join("networks.json");
-        let mut record = match disk::read_record::<NetworksRecord>(&path)? {
+        let mut record = match read_networks(&path, options)? {
             Some(record) => record,
             None => NetworksRecord {
                 bridge: choose_bridge(options)?,
@@ -341,6 +341,46 @@ fn network_error(action: &'static str) -> impl FnOnce(LocalNetError) -> EngineEr
         action,
         reason: chain(&err),
     }
+}
+
+/// The record of the networks; a damaged one is put aside and made anew from what containers hold.
+fn read_networks(path: &Path, options: &EngineOptions) -> Result<Option<NetworksRecord>> {
+    let err = match disk::read_record::<NetworksRecord>(path) {
+        // One of a newer program is good, but not for this one.
+        Err(err @ EngineError::Record { .. }) if !disk::is_of_other_version(path) => err,
+        other => return other,
+    };
+    let aside = path.with_extension("json.damaged");
+    std::fs::rename(path, &aside).map_err(EngineError::disk("put aside", path))?;
+    let bridge = bridge_of_containers(&options.data_root.join("containers"));
+    tracing::error!(
+        err = chain(&err),
+        aside = %aside.display(),
+        subnet = ?bridge.as_ref().map(|bridge| bridge.subnet),
+        "the record of the networks can't be used; it is made anew from the addresses of containers"
+    );
+    Ok(bridge.map(|bridge| NetworksRecord {
+        bridge,
+        host_id: crate::clock::hex_id(),
+        none_id: crate::clock::hex_id(),
+    }))
+}
+
+/// The default bridge as containers that are attached to it know it.
+fn bridge_of_containers(containers: &Path) -> Option<BridgeRecord> {
+    let found = crate::container::recover::endpoints(containers).into_iter();
+    let mut bridges = found.filter_map(|(_, endpoint)| {
+        let (address, gateway) = (endpoint.address?, endpoint.gateway?);
+        let (subnet, _) = Subnet::parse(&format!("{address}/{}", endpoint.prefix_len)).ok()?;
+        let known = Some(endpoint.network_id).filter(|id| !id.is_empty());
+        Some(BridgeRecord {
+            id: known.unwrap_or_else(crate::clock::hex_id),
+            created: crate::clock::now(),
+            subnet,
+            gateway,
+        })
+    });
+    bridges.next()
 }
 
 fn choose_bridge(options: &EngineOptions) -> Result<BridgeRecord> {
