@@ -268,7 +268,9 @@ fn desired_of(message: &ManagerMessage) -> Option<TaskState> {
     };
     assignments.changes.iter().find_map(|change| match change {
         AssignmentChange::UpdateTask(task) if task.id == TASK => Some(task.desired),
-        AssignmentChange::UpdateTask(_) | AssignmentChange::RemoveTask(_) => None,
+        AssignmentChange::UpdateTask(_)
+        | AssignmentChange::RemoveTask(_)
+        | AssignmentChange::RegistryAuth { .. } => None,
     })
 }
 
