@@ -5,8 +5,9 @@
 
 mod dns_scene;
 
-use dns_scene::{Outside, Scene, in_own_namespaces};
-use shoal_overlay_net::dns::DnsOptions;
+use dns_scene::{Outside, Scene, in_own_namespaces, outlook, state};
+use shoal_overlay_net::dns::{DnsOptions, Names};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
@@ -276,5 +277,52 @@ fn root_a_flood_of_questions_outside_is_bounded() {
             "10.0.0.2",
             "own names are answered all the while"
         );
+    });
+}
+
+#[test]
+fn root_names_outlive_the_daemon_and_come_back_with_a_new_netd() {
+    in_own_namespaces(async |scene| {
+        let nobody = BTreeSet::new();
+        let outlook = outlook(&nobody);
+        scene.make_namespace("box").await;
+        let container = scene.described("box", DnsOptions::default());
+        let netd = scene.netd().await;
+        let names = Names::new(netd.clone());
+        names.open(container.clone()).await.unwrap();
+        let first = state(Ipv4Addr::new(10, 0, 0, 2));
+        names.update(&first, &outlook).await.unwrap();
+        assert_eq!(scene.dig("box", "web A +short"), "10.0.0.2");
+
+        // The daemon ends; the next one finds netd as it is, and says what it knows anew.
+        drop((names, netd));
+        assert_eq!(scene.dig("box", "web A +short"), "10.0.0.2");
+        let netd = scene.netd().await;
+        assert_eq!(scene.dig("box", "web A +short"), "10.0.0.2");
+        let names = Names::new(netd.clone());
+        names.reconcile(vec![container]).await.unwrap();
+        let second = state(Ipv4Addr::new(10, 0, 0, 77));
+        names.update(&second, &outlook).await.unwrap();
+        assert_eq!(scene.dig("box", "web A +short"), "10.0.0.77");
+        names.update(&first, &outlook).await.unwrap();
+        assert_eq!(
+            scene.dig("box", "web A +short"),
+            "10.0.0.2",
+            "by the difference alone"
+        );
+        assert_eq!(names.counters().await.unwrap().answered, 5);
+
+        // Netd crashes: another one is started, and the next update tells it everything.
+        let mut generation = netd.generation();
+        generation.mark_unchanged();
+        scene.kill_netd();
+        generation.changed().await.unwrap();
+        names.update(&second, &outlook).await.unwrap();
+        assert_eq!(scene.dig("box", "web A +short"), "10.0.0.77");
+
+        // What ran when the daemon ended, and runs no more, loses its resolver.
+        names.reconcile(Vec::new()).await.unwrap();
+        scene.until("the sockets are closed", || scene.listening("box") == 0);
+        netd.stop().await.unwrap();
     });
 }

@@ -6,6 +6,8 @@ pub(crate) use outside::Outside;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use shoal_model::netstate::{EndpointId, NetEndpoint, NetNetwork, NetService, NetState};
 use shoal_model::network::{Endpoint, NetworkAttachment, ServiceVip, Subnets};
 use shoal_model::spec::{EndpointMode, OnPartition};
@@ -14,6 +16,7 @@ use shoal_overlay_net::dns::{
     DnsContainer, DnsError, DnsOptions, DnsServer, DnsServerOptions, DnsTable, DnsUpdate,
     resolv_conf,
 };
+use shoal_overlay_net::netd::{Netd, NetdOptions};
 use shoal_overlay_net::netns;
 use shoal_overlay_net::probe::Outlook;
 use std::collections::BTreeSet;
@@ -99,13 +102,52 @@ impl Scene {
     }
 
     pub(crate) async fn open(&self, name: &str, options: DnsOptions) -> Result<(), DnsError> {
-        let container = DnsContainer {
+        let container = self.described(name, options);
+        self.server.open_container(container).await
+    }
+
+    pub(crate) fn described(&self, name: &str, options: DnsOptions) -> DnsContainer {
+        DnsContainer {
             id: id(name),
             netns: self.path(name),
             networks: vec![BACKEND],
             options,
+        }
+    }
+
+    /// A netd of this scene, as a process of its own.
+    pub(crate) async fn netd(&self) -> Netd {
+        let own = std::env::current_exe().unwrap();
+        let exe = own.ancestors().nth(2).unwrap().join("examples/netd");
+        assert!(
+            exe.exists(),
+            "build it first: cargo build -p shoal-overlay-net --examples"
+        );
+        let options = NetdOptions {
+            exe,
+            run_root: self.dir.path().to_owned(),
+            log: "info".to_owned(),
         };
-        self.server.open_container(container).await
+        Netd::start(options).await.unwrap()
+    }
+
+    /// Kills the netd of this scene as a crash does.
+    pub(crate) fn kill_netd(&self) {
+        let run_root = self.dir.path().to_string_lossy().into_owned();
+        let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+            let entry = entry.unwrap();
+            let pid: i32 = entry.file_name().to_string_lossy().parse().ok()?;
+            let line = std::fs::read_to_string(entry.path().join("cmdline")).ok()?;
+            let words: Vec<_> = line.split('\0').collect();
+            (words.get(1) == Some(&"netd") && words.get(3) == Some(&&*run_root)).then_some(pid)
+        });
+        let pids: Vec<_> = processes.collect();
+        assert_eq!(pids.len(), 1, "one netd runs");
+        nix::sys::signal::kill(Pid::from_raw(pids[0]), Signal::SIGKILL).unwrap();
+    }
+
+    pub(crate) async fn make_namespace(&self, name: &str) {
+        netns::create(self.path(name)).await.unwrap();
     }
 
     pub(crate) async fn close(&self, name: &str) {
@@ -121,7 +163,7 @@ impl Scene {
 
     pub(crate) async fn remake_namespace(&self, name: &str) {
         netns::delete(self.path(name)).await.unwrap();
-        netns::create(self.path(name)).await.unwrap();
+        self.make_namespace(name).await;
     }
 
     pub(crate) async fn restart_server(&mut self) {
@@ -235,8 +277,21 @@ pub(crate) fn run(command: &str) {
     assert!(status.success(), "{command}");
 }
 
-/// The names of network `backend` with the service `web` of [`Scene::TASKS`] tasks: slot N has 10.0.0.(100 + N).
+/// How this node sees the state: nobody is suspected.
+pub(crate) fn outlook(suspects: &BTreeSet<NodeId>) -> Outlook<'_> {
+    Outlook {
+        node_id: NodeId::from_bits(1),
+        suspects,
+        leased: true,
+    }
+}
+
 fn table(vip: Ipv4Addr) -> DnsTable {
+    DnsTable::of(&state(vip), &outlook(&BTreeSet::new()))
+}
+
+/// The network `backend` with the service `web` of [`Scene::TASKS`] tasks: slot N has 10.0.0.(100 + N).
+pub(crate) fn state(vip: Ipv4Addr) -> NetState {
     let mut state = NetState::default();
     let subnets = Subnets {
         ipv4: "10.0.0.0/24".parse().unwrap(),
@@ -289,10 +344,5 @@ fn table(vip: Ipv4Addr) -> DnsTable {
         };
         state.endpoints.insert(endpoint.id, endpoint);
     }
-    let outlook = Outlook {
-        node_id: NodeId::from_bits(1),
-        suspects: &BTreeSet::new(),
-        leased: true,
-    };
-    DnsTable::of(&state, &outlook)
+    state
 }
