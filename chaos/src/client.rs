@@ -236,13 +236,13 @@ impl Client {
             ..ServiceSpec::default()
         };
         spec.task.container.image = "busybox".to_owned();
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             spec.task.networks.push(NetworkAttachment {
                 network_id: NETWORK,
                 aliases: Vec::new(),
             });
         }
-        if number % 6 == 0 {
+        if number.is_multiple_of(6) {
             spec.endpoint.mode = EndpointMode::DnsRoundRobin;
         } else if number % 4 == 1 {
             spec.endpoint.ports.push(PortConfig {

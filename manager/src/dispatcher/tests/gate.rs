@@ -499,3 +499,64 @@ async fn a_new_leader_starts_the_wait_over() {
     assert!(waited >= whole - SOON, "a whole wait again, not {waited:?}");
     assert!(waited < whole + SOON, "{waited:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_leader_says_what_each_node_has_applied_and_tells_them_to_make_new_keys() {
+    let scene = Scene::new(EndpointMode::Vip).await;
+    let mut near = scene.feed(NODE).await;
+    tokio::time::sleep(SOON).await;
+    let netfeeds = scene.fixture.dispatcher.0.context.netfeeds.clone();
+    let applied = || {
+        let nodes = netfeeds.nodes(&scene.fixture.store.view()).unwrap();
+        nodes
+            .iter()
+            .map(|node| (node.node_id, node.applied, node.wanted))
+            .collect::<Vec<_>>()
+    };
+    let wanted = scene.fixture.store.view().version();
+    assert_eq!(
+        applied(),
+        [(NODE, Some(wanted), wanted), (OTHER, None, wanted)]
+    );
+    let before = near.version;
+    scene.want(TaskState::Shutdown).await;
+    near.update().await;
+    let wanted = scene.fixture.store.view().version();
+    assert_eq!(applied()[0], (NODE, Some(before), wanted));
+    near.applied().await;
+    tokio::time::sleep(SOON).await;
+    assert_eq!(applied()[0], (NODE, Some(wanted), wanted));
+
+    assert_eq!(netfeeds.rotate_keys(Some(OTHER)), Some(BTreeSet::new()));
+    assert_eq!(netfeeds.rotate_keys(None), Some(BTreeSet::from([NODE])));
+    let told =
+        async { while near.stream.recv().await.unwrap() != Some(NetFeedMessage::RotateKey) {} };
+    tokio::time::timeout(SOON, told).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_hears_once_that_everybody_has_its_update() {
+    let scene = Scene::new(EndpointMode::Vip).await;
+    let mut near = scene.feed(NODE).await;
+    let mut far = scene.feed(OTHER).await;
+    scene.want(TaskState::Shutdown).await;
+    near.update().await;
+    far.update().await;
+    near.applied().await;
+    let version = near.version;
+    let confirmed = async {
+        loop {
+            let message = near.stream.recv::<NetFeedMessage>().await.unwrap();
+            if let Some(NetFeedMessage::Confirmed { version: confirmed }) = message
+                && confirmed >= version
+            {
+                return;
+            }
+        }
+    };
+    tokio::pin!(confirmed);
+    let early = tokio::time::timeout(SOON, &mut confirmed).await;
+    assert!(early.is_err(), "the other node has not applied it");
+    far.applied().await;
+    tokio::time::timeout(SOON, confirmed).await.unwrap();
+}
