@@ -1,5 +1,5 @@
-//! A snapshot of format 1 as it was committed. `SHOAL_UPDATE_GOLDEN=1` rewrites the file; do that for a new format
-//! version only, under a new name.
+//! A snapshot of format 1 as it was committed. `SHOAL_UPDATE_GOLDEN=1` rewrites the file. Formats are frozen with the
+//! first release: after it, do that for a new format version only, under a new name.
 
 use super::fixture::{
     Log, attachment, bytes, copy_through_snapshot, create, create_task, desire, lease, network,
