@@ -5,6 +5,7 @@
 //! bare machine needs nothing but this binary. Every kernel object carries the instance's tag in its name, and only
 //! such objects are ever deleted. This crate invents no address: subnets and addresses are given to it.
 
+pub mod apply;
 pub mod check;
 pub mod dns;
 pub mod local;
@@ -13,6 +14,7 @@ pub mod metrics;
 pub mod netd;
 mod nft;
 mod overlay;
+pub mod plan;
 pub mod probe;
 
 pub use check::{PeerCheck, PeerPath};

@@ -1,21 +1,26 @@
 //! The overlay network of one node: the handle that the daemon holds.
 
+mod worker;
+
+use crate::apply::ApplyError;
 use crate::check::PeerCheck;
 use crate::dns::DnsOptions;
-use crate::local::{InstanceTag, LocalNetError};
+use crate::local::InstanceTag;
+use crate::mesh::MeshError;
 use crate::metrics::OverlayMetrics;
-use crate::nft::NftError;
+use crate::netd::NetdError;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use shoal_model::netstate::NetState;
 use shoal_model::network::{Endpoint, WireGuardDescription};
 use shoal_model::{ContainerId, NetworkId, NodeId, Version};
-use std::io;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use worker::Worker;
 
 /// How long [`OverlayHandle::attach`] waits for a state that has the container's networks and addresses.
 pub const ATTACH_WAIT: Duration = Duration::from_secs(5);
@@ -51,6 +56,8 @@ pub struct OverlayOptions {
     pub wireguard_port: u16,
     /// The address that other nodes reach this one at.
     pub advertise: IpAddr,
+    /// UDP ports of the daemons of the cluster, which no container may reach at any node's address.
+    pub daemon_ports: BTreeSet<u16>,
 }
 
 /// A container that is to be in overlay networks.
@@ -137,22 +144,22 @@ pub enum OverlayError {
         /// How long was waited.
         waited: Duration,
     },
-    /// Links, addresses, routes.
-    #[error("failed to configure the overlay's links")]
-    Links(#[source] LocalNetError),
-    /// Packet filter.
-    #[error("failed to change the overlay's packet filter")]
-    Filter(#[source] NftError),
-    /// A file of the overlay.
-    #[error("failed to {action} `{path}`")]
-    File {
-        /// `read`, `write`.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The system's answer.
-        #[source]
-        err: io::Error,
+    /// The kernel does not do as planned.
+    #[error("failed to apply the overlay to the kernel")]
+    Kernel(#[source] ApplyError),
+    /// WireGuard.
+    #[error("failed to make the mesh")]
+    Mesh(#[source] MeshError),
+    /// The process that holds resolvers and the userspace device.
+    #[error("failed to set up names and the mesh's process")]
+    Netd(#[source] NetdError),
+    /// A state is not in force; it is tried again.
+    #[error("version {version} of the networks is not in force: {reason}")]
+    NotApplied {
+        /// The version.
+        version: Version,
+        /// What failed, with its causes.
+        reason: String,
     },
     /// The worker is gone: the daemon ends.
     #[error("the overlay's worker was stopped")]
@@ -161,35 +168,26 @@ pub enum OverlayError {
 
 /// The overlay network of one node. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct OverlayHandle {
-    descriptions: watch::Receiver<WireGuardDescription>,
-}
-
-fn unavailable() -> OverlayError {
-    OverlayError::Unavailable {
-        reason: "this build has no data plane yet".to_owned(),
-    }
-}
+pub struct OverlayHandle(Arc<Worker>);
 
 impl OverlayHandle {
-    /// Starts the overlay: its key and its `shoal netd` are there afterwards. Nothing in the kernel changes before the
-    /// first state.
+    /// Starts the overlay: its key and its `shoal netd` are there afterwards. Nothing else changes before the first
+    /// state.
     ///
     /// # Errors
     /// When there is no WireGuard of the kind that is asked for, or netd does not start.
     pub async fn start(options: OverlayOptions) -> Result<Self, OverlayError> {
-        tracing::debug!(node_id = %options.node_id, "overlay asked for");
-        Err(unavailable())
+        Ok(Self(Worker::start(options).await?))
     }
 
     /// The node's WireGuard as its peers must know it.
     pub fn wireguard(&self) -> WireGuardDescription {
-        self.descriptions.borrow().clone()
+        self.0.mesh.description().borrow().clone()
     }
 
     /// The same, and every change of it.
     pub fn descriptions(&self) -> watch::Receiver<WireGuardDescription> {
-        self.descriptions.clone()
+        self.0.mesh.description()
     }
 
     /// Makes the kernel and the names be as `state` says; answers the version in force. When several states wait, only
@@ -198,19 +196,18 @@ impl OverlayHandle {
     /// # Errors
     /// When a part could not be applied; it is tried again with the next state and after a while.
     pub async fn apply(&self, state: Arc<NetState>) -> Result<Version, OverlayError> {
-        tracing::debug!(version = %state.version, "state received");
-        Err(unavailable())
+        self.0.apply(state).await
     }
 
     /// Every node with a live lease has applied `version`.
     pub async fn confirmed(&self, version: Version) {
-        tracing::debug!(%version, "version confirmed");
+        self.0.mesh.confirmed(version).await;
     }
 
     /// The node has a lease with the managers, or lost it: then services that are to stop on a partition get no new
-    /// connections to tasks of other nodes.
+    /// connections to tasks of other nodes. A node counts as leased until it is told otherwise.
     pub async fn lease(&self, live: bool) {
-        tracing::debug!(live, "lease changed");
+        self.0.lease(live);
     }
 
     /// Puts a container into its networks; waits up to [`ATTACH_WAIT`] until the state knows them.
@@ -218,8 +215,7 @@ impl OverlayHandle {
     /// # Errors
     /// When the networks or the leases are not known in time, or the kernel refuses; nothing is left then.
     pub async fn attach(&self, spec: &OverlayAttach) -> Result<OverlayAttached, OverlayError> {
-        tracing::debug!(container_id = %spec.container, "attach asked for");
-        Err(unavailable())
+        self.0.attach(spec).await
     }
 
     /// Takes a container out of all its networks; harmless if it is in none.
@@ -227,8 +223,7 @@ impl OverlayHandle {
     /// # Errors
     /// When the kernel refuses.
     pub async fn detach(&self, container: ContainerId) -> Result<(), OverlayError> {
-        tracing::debug!(container_id = %container, "detach asked for");
-        Err(unavailable())
+        self.0.detach(container).await
     }
 
     /// What runs, once after a start of the daemon: attachments of other containers are removed.
@@ -236,8 +231,7 @@ impl OverlayHandle {
     /// # Errors
     /// When the kernel refuses.
     pub async fn reconcile(&self, running: &[OverlayAttach]) -> Result<(), OverlayError> {
-        tracing::debug!(running = running.len(), "reconcile asked for");
-        Err(unavailable())
+        self.0.reconcile(running).await
     }
 
     /// Makes a new key: peers learn it first, and it is used once [`Self::confirmed`] says that all have.
@@ -245,17 +239,17 @@ impl OverlayHandle {
     /// # Errors
     /// When the key can't be kept.
     pub async fn rotate_key(&self) -> Result<(), OverlayError> {
-        Err(unavailable())
+        self.0.mesh.rotate().await.map_err(OverlayError::Mesh)
     }
 
     /// The paths to the peers.
     pub async fn check(&self) -> Vec<PeerCheck> {
-        Vec::new()
+        self.0.check().await
     }
 
     /// Counters.
     pub async fn metrics(&self) -> OverlayMetrics {
-        OverlayMetrics::default()
+        self.0.metrics().await
     }
 
     /// Removes everything from the kernel, and ends `shoal netd`: the node leaves its cluster.
@@ -263,6 +257,6 @@ impl OverlayHandle {
     /// # Errors
     /// The first failure; the rest is removed all the same.
     pub async fn leave(&self) -> Result<(), OverlayError> {
-        Err(unavailable())
+        self.0.leave().await
     }
 }

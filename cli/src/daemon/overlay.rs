@@ -19,6 +19,7 @@ use shoal_overlay_net::{
     InstanceTag, LocalNet, OverlayError, OverlayHandle, OverlayOptions, WireGuardChoice,
 };
 use shoal_transport::{CallError, Expect, call};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -39,6 +40,8 @@ pub(crate) struct OverlaySettings {
     exe: PathBuf,
     wireguard: WireGuardChoice,
     wireguard_port: u16,
+    /// Control and bulk port: the same on every node, unless nodes are started with different ones.
+    daemon_ports: BTreeSet<u16>,
 }
 
 impl OverlaySettings {
@@ -52,6 +55,7 @@ impl OverlaySettings {
             exe,
             wireguard: args.wireguard.into(),
             wireguard_port: args.wireguard_port,
+            daemon_ports: [args.listen.port(), args.listen.port().saturating_add(1)].into(),
         })
     }
 
@@ -65,6 +69,7 @@ impl OverlaySettings {
             wireguard: self.wireguard,
             wireguard_port: self.wireguard_port,
             advertise,
+            daemon_ports: self.daemon_ports.clone(),
         }
     }
 

@@ -21,26 +21,41 @@ pub(crate) fn connect() -> io::Result<Handle> {
     Ok(handle)
 }
 
-fn link_error(action: &'static str, name: &str) -> impl FnOnce(rtnetlink::Error) -> LocalNetError {
+pub(crate) fn link_error(
+    action: &'static str,
+    name: &str,
+) -> impl FnOnce(rtnetlink::Error) -> LocalNetError {
     let name = name.to_owned();
     move |err| LocalNetError::Link { action, name, err }
 }
 
 /// The errno of a refused request.
-fn errno(err: &rtnetlink::Error) -> i32 {
+pub(crate) fn errno(err: &rtnetlink::Error) -> i32 {
     match err {
         rtnetlink::Error::NetlinkError(message) => message.code.map_or(0, |code| -code.get()),
         _ => 0,
     }
 }
 
-pub(super) async fn index_of(netlink: &Handle, name: &str) -> Result<Option<u32>, LocalNetError> {
+pub(crate) async fn index_of(netlink: &Handle, name: &str) -> Result<Option<u32>, LocalNetError> {
     let mut found = netlink.link().get().match_name(name.to_owned()).execute();
     match found.try_next().await {
         Ok(link) => Ok(link.map(|link| link.header.index)),
         Err(err) if errno(&err) == libc::ENODEV => Ok(None),
         Err(err) => Err(link_error("look up", name)(err)),
     }
+}
+
+/// Names and indexes of this instance's bridges and of the links on them. Other links with its tag belong to the
+/// overlay.
+pub(super) async fn local_links(
+    netlink: &Handle,
+    tag: &InstanceTag,
+) -> Result<Vec<(String, u32)>, LocalNetError> {
+    let prefixes = tag.local_prefixes();
+    let mut links = own_links(netlink, tag).await?;
+    links.retain(|(name, _)| prefixes.iter().any(|prefix| name.starts_with(prefix)));
+    Ok(links)
 }
 
 /// Names and indexes of the links that carry this instance's tag.
@@ -72,7 +87,7 @@ pub(super) async fn own_links(
         .collect())
 }
 
-pub(super) async fn delete(netlink: &Handle, name: &str, index: u32) -> Result<(), LocalNetError> {
+pub(crate) async fn delete(netlink: &Handle, name: &str, index: u32) -> Result<(), LocalNetError> {
     match netlink.link().del(index).execute().await {
         // The other end, or its namespace, was quicker.
         Err(err) if errno(&err) == libc::ENODEV => Ok(()),
@@ -123,7 +138,7 @@ pub(super) async fn ensure_bridge(
     write_setting("/proc/sys/net/ipv4/ip_forward", "1")
 }
 
-fn write_setting(path: &str, value: &str) -> Result<(), LocalNetError> {
+pub(crate) fn write_setting(path: &str, value: &str) -> Result<(), LocalNetError> {
     let failed = |err| LocalNetError::Setting {
         path: PathBuf::from(path),
         err,

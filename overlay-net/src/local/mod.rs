@@ -1,6 +1,6 @@
 //! Local networks of one node: bridges, the namespaces of containers, NAT, published ports.
 
-mod links;
+pub(crate) mod links;
 mod machine;
 pub mod netns;
 mod plan;
@@ -187,7 +187,7 @@ impl LocalNet {
             .iter()
             .map(|bridge| bridge.name.clone())
             .collect();
-        for (name, index) in links::own_links(&self.netlink, &self.tag).await? {
+        for (name, index) in links::local_links(&self.netlink, &self.tag).await? {
             if !names.contains(&name) && !host_links.contains(&name) {
                 links::delete(&self.netlink, &name, index).await?;
             }
@@ -391,7 +391,7 @@ impl LocalNet {
     /// # Errors
     /// The first failure.
     pub async fn remove_everything(&self) -> Result<(), LocalNetError> {
-        for (name, index) in links::own_links(&self.netlink, &self.tag).await? {
+        for (name, index) in links::local_links(&self.netlink, &self.tag).await? {
             links::delete(&self.netlink, &name, index).await?;
         }
         *self.lock() = InForce::default();

@@ -28,6 +28,18 @@ impl InstanceTag {
         format!("s{}", self.0)
     }
 
+    /// Prefixes of the bridges and of the links on them.
+    pub(crate) fn local_prefixes(&self) -> [String; 2] {
+        [format!("s{}-", self.0), format!("s{}v", self.0)]
+    }
+
+    /// The host's end of a container's interface in the overlay.
+    pub(crate) fn overlay_link_name(&self, container: &str, interface: &str) -> String {
+        let mut hash = fnv(format!("{container}/{interface}").as_bytes());
+        let digits: String = (0..7).map(|_| take_digit(&mut hash)).collect();
+        format!("s{}o{digits}", self.0)
+    }
+
     pub(crate) fn bridge_name(&self, short: &str) -> String {
         let short: String = short.chars().take(7).collect();
         format!("s{}-{short}", self.0)

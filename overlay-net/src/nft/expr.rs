@@ -1,14 +1,21 @@
 //! Expressions of rules.
 
-use super::batch::Attrs;
+use super::batch::{Attrs, Element, SetDefinition, SetValue};
+use super::rule::Family;
 
 /// A field of the packet's meta data, `enum nft_meta_keys`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Meta {
+    /// `mark`.
+    Mark = 3,
     /// `iifname`.
     InputName = 6,
     /// `oifname`.
     OutputName = 7,
+    /// `iiftype`.
+    InputType = 8,
+    /// `nfproto`.
+    Family = 15,
     /// `l4proto`.
     L4Proto = 16,
 }
@@ -20,24 +27,49 @@ pub(crate) enum Verdict {
     Drop,
 }
 
+/// A set without a name, which belongs to one rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AnonymousSet {
+    pub(super) definition: SetDefinition,
+    pub(super) elements: Vec<Element>,
+}
+
+impl AnonymousSet {
+    /// The kernel puts a number in place of `%d`.
+    pub(super) const fn name(&self) -> &'static str {
+        match self.definition.value {
+            SetValue::None => "__set%d",
+            SetValue::Verdict | SetValue::Data(..) => "__map%d",
+        }
+    }
+}
+
 /// One expression: its kernel name and its attributes.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Expr {
-    name: &'static str,
-    data: Attrs,
+    pub(super) name: &'static str,
+    pub(super) data: Attrs,
+    /// The set that it looks into, if that has no name.
+    pub(super) set: Option<AnonymousSet>,
 }
 
 const CMP_EQ: u32 = 0;
 const CMP_NEQ: u32 = 1;
 
-/// Length of interface names in nftables: `IFNAMSIZ`.
-const IFNAME_BYTES: usize = 16;
-
 impl Expr {
-    pub(crate) fn meta(key: Meta, register: u32) -> Self {
+    fn new(name: &'static str, data: Attrs) -> Self {
         Self {
-            name: "meta",
-            data: Attrs::default().be32(1, register).be32(2, key as u32),
+            name,
+            data,
+            set: None,
         }
+    }
+
+    pub(crate) fn meta(key: Meta, register: u32) -> Self {
+        Self::new(
+            "meta",
+            Attrs::default().be32(1, register).be32(2, key as u32),
+        )
     }
 
     /// Bytes of the network header.
@@ -56,10 +88,7 @@ impl Expr {
             .be32(2, base)
             .be32(3, offset)
             .be32(4, length);
-        Self {
-            name: "payload",
-            data,
-        }
+        Self::new("payload", data)
     }
 
     fn compare(operator: u32, register: u32, value: &[u8]) -> Self {
@@ -67,7 +96,7 @@ impl Expr {
             .be32(1, register)
             .be32(2, operator)
             .nested(3, &Attrs::default().bytes(1, value));
-        Self { name: "cmp", data }
+        Self::new("cmp", data)
     }
 
     pub(crate) fn equals(register: u32, value: &[u8]) -> Self {
@@ -87,29 +116,232 @@ impl Expr {
             .be32(3, length)
             .nested(4, &Attrs::default().bytes(1, mask))
             .nested(5, &Attrs::default().bytes(1, &vec![0; mask.len()]));
-        Self {
-            name: "bitwise",
-            data,
-        }
+        Self::new("bitwise", data)
     }
 
     /// Connection tracking state or status bits (32 bits, host order): `NFT_CT_STATE` 0, `NFT_CT_STATUS` 2.
-    fn conntrack(key: u32, register: u32) -> Self {
-        Self {
-            name: "ct",
-            data: Attrs::default().be32(1, register).be32(2, key),
-        }
+    pub(super) fn conntrack(key: u32, register: u32) -> Self {
+        Self::new("ct", Attrs::default().be32(1, register).be32(2, key))
     }
 
     /// Kind of the destination address: `RTN_LOCAL` is 2.
-    fn destination_kind(register: u32) -> Self {
+    pub(super) fn destination_kind(register: u32) -> Self {
         const RESULT_ADDRTYPE: u32 = 3;
         const FLAG_DADDR: u32 = 2;
         let data = Attrs::default()
             .be32(1, register)
             .be32(2, RESULT_ADDRTYPE)
             .be32(3, FLAG_DADDR);
-        Self { name: "fib", data }
+        Self::new("fib", data)
+    }
+
+    /// `ct direction`: 0 original, 1 reply.
+    pub(crate) fn direction(register: u32) -> Self {
+        Self::conntrack(1, register)
+    }
+
+    /// Where the connection was first sent to, before NAT.
+    pub(crate) fn original_destination(ipv4: bool, register: u32) -> Self {
+        const DST_IP: u32 = 20;
+        const DST_IP6: u32 = 22;
+        const ORIGINAL: u8 = 0;
+        let key = if ipv4 { DST_IP } else { DST_IP6 };
+        let data = Attrs::default()
+            .be32(1, register)
+            .be32(2, key)
+            .bytes(3, &[ORIGINAL]);
+        Self::new("ct", data)
+    }
+
+    /// `ct mark`.
+    pub(crate) fn connection_mark(register: u32) -> Self {
+        Self::conntrack(3, register)
+    }
+
+    /// `ct mark set` from a register.
+    pub(crate) fn set_connection_mark(register: u32) -> Self {
+        const KEY_MARK: u32 = 3;
+        Self::new("ct", Attrs::default().be32(2, KEY_MARK).be32(4, register))
+    }
+
+    /// `meta mark set` from a register.
+    pub(crate) fn set_mark(register: u32) -> Self {
+        let data = Attrs::default()
+            .be32(2, Meta::Mark as u32)
+            .be32(3, register);
+        Self::new("meta", data)
+    }
+
+    /// The sender's hardware address, 6 bytes; only where `iiftype` is Ethernet.
+    pub(crate) fn source_mac(register: u32) -> Self {
+        Self::payload(0, 6, 6, register)
+    }
+
+    /// A random number below `modulus`.
+    pub(crate) fn random(register: u32, modulus: u32) -> Self {
+        const NFT_NG_RANDOM: u32 = 1;
+        let data = Attrs::default()
+            .be32(1, register)
+            .be32(2, modulus)
+            .be32(3, NFT_NG_RANDOM);
+        Self::new("numgen", data)
+    }
+
+    /// The hash of `length` bytes from a register, below `modulus`.
+    pub(crate) fn hash(source: u32, length: u32, modulus: u32, register: u32) -> Self {
+        let data = Attrs::default()
+            .be32(1, source)
+            .be32(2, register)
+            .be32(3, length)
+            .be32(4, modulus)
+            .be32(5, 0)
+            .be32(7, 0);
+        Self::new("hash", data)
+    }
+
+    /// Looks a key up in a set that belongs to the rule.
+    pub(crate) fn lookup_in(
+        definition: SetDefinition,
+        elements: Vec<Element>,
+        key_register: u32,
+        value_register: Option<u32>,
+    ) -> Self {
+        let mut data = Attrs::default().be32(2, key_register);
+        if let Some(register) = value_register {
+            data = data.be32(3, register);
+        }
+        let set = Some(AnonymousSet {
+            definition,
+            elements,
+        });
+        Self {
+            name: "lookup",
+            data,
+            set,
+        }
+    }
+
+    /// The same, for keys that are not in the set.
+    pub(crate) fn lookup_absent(
+        definition: SetDefinition,
+        elements: Vec<Element>,
+        key_register: u32,
+    ) -> Self {
+        const NFT_LOOKUP_F_INV: u32 = 1;
+        let mut expr = Self::lookup_in(definition, elements, key_register, None);
+        expr.data = expr.data.be32(5, NFT_LOOKUP_F_INV);
+        expr
+    }
+
+    /// A key that is not in a named set; any other ends the rule.
+    pub(crate) fn absent(set: &str, key_register: u32) -> Self {
+        const NFT_LOOKUP_F_INV: u32 = 1;
+        let mut expr = Self::lookup(set, key_register, None);
+        expr.data = expr.data.be32(5, NFT_LOOKUP_F_INV);
+        expr
+    }
+
+    /// Looks a key up in a map of verdicts and does what it says.
+    pub(crate) fn verdict_of(set: &str, key_register: u32) -> Self {
+        const REG_VERDICT: u32 = 0;
+        Self::lookup(set, key_register, Some(REG_VERDICT))
+    }
+
+    /// Puts a key and a value into a set that learns, or starts the element's time again.
+    pub(crate) fn learn(set: &str, key_register: u32, value_register: u32) -> Self {
+        const NFT_DYNSET_OP_UPDATE: u32 = 1;
+        let data = Attrs::default()
+            .text(1, set)
+            .be32(3, NFT_DYNSET_OP_UPDATE)
+            .be32(4, key_register)
+            .be32(5, value_register);
+        Self::new("dynset", data)
+    }
+
+    /// Takes a key out of a set that learns; harmless if it is not there.
+    pub(crate) fn unlearn(set: &str, key_register: u32, value_register: u32) -> Self {
+        const NFT_DYNSET_OP_DELETE: u32 = 2;
+        let data = Attrs::default()
+            .text(1, set)
+            .be32(3, NFT_DYNSET_OP_DELETE)
+            .be32(4, key_register)
+            .be32(5, value_register);
+        Self::new("dynset", data)
+    }
+
+    /// Changes the source or the destination address of a family, and the port if there is a register for it.
+    pub(crate) fn nat(kind: Nat, family: Family, address_register: u32, port: Option<u32>) -> Self {
+        const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 2;
+        const NF_NAT_RANGE_MAP_IPS: u32 = 1;
+        let mut data = Attrs::default()
+            .be32(1, kind as u32)
+            .be32(2, u32::from(family.number()))
+            .be32(3, address_register);
+        let mut flags = NF_NAT_RANGE_MAP_IPS;
+        if let Some(register) = port {
+            data = data.be32(5, register);
+            flags |= NF_NAT_RANGE_PROTO_SPECIFIED;
+        }
+        Self::new("nat", data.be32(7, flags))
+    }
+
+    /// Counts in a named counter.
+    pub(crate) fn counter(name: &str) -> Self {
+        const NFT_OBJECT_COUNTER: u32 = 1;
+        let data = Attrs::default().be32(1, NFT_OBJECT_COUNTER).text(2, name);
+        Self::new("objref", data)
+    }
+
+    /// Loads a constant.
+    pub(crate) fn load(register: u32, value: &[u8]) -> Self {
+        let data = Attrs::default()
+            .be32(1, register)
+            .nested(2, &Attrs::default().bytes(1, value));
+        Self::new("immediate", data)
+    }
+
+    /// Refuses with a TCP reset.
+    pub(super) fn reset() -> Self {
+        const NFT_REJECT_TCP_RST: u32 = 1;
+        let data = Attrs::default().be32(1, NFT_REJECT_TCP_RST).bytes(2, &[0]);
+        Self::new("reject", data)
+    }
+
+    /// Refuses with the ICMP error `port unreachable` of the packet's family.
+    pub(super) fn unreachable() -> Self {
+        const NFT_REJECT_ICMPX_UNREACH: u32 = 2;
+        const PORT_UNREACH: u8 = 1;
+        let data = Attrs::default()
+            .be32(1, NFT_REJECT_ICMPX_UNREACH)
+            .bytes(2, &[PORT_UNREACH]);
+        Self::new("reject", data)
+    }
+
+    /// The largest TCP segment that the route of the packet takes, in network order.
+    pub(super) fn route_segment(register: u32) -> [Self; 2] {
+        const NFT_RT_TCPMSS: u32 = 3;
+        const HTON: u32 = 1;
+        let load = Attrs::default().be32(1, register).be32(2, NFT_RT_TCPMSS);
+        let turn = Attrs::default()
+            .be32(1, register)
+            .be32(2, register)
+            .be32(3, HTON)
+            .be32(4, 2)
+            .be32(5, 2);
+        [Self::new("rt", load), Self::new("byteorder", turn)]
+    }
+
+    /// Lowers the TCP option `maxseg` to what a register has.
+    pub(super) fn set_segment(register: u32) -> Self {
+        const TCPOPT_MAXSEG: u8 = 2;
+        const NFT_EXTHDR_OP_TCPOPT: u32 = 1;
+        let data = Attrs::default()
+            .bytes(2, &[TCPOPT_MAXSEG])
+            .be32(3, 2)
+            .be32(4, 2)
+            .be32(6, NFT_EXTHDR_OP_TCPOPT)
+            .be32(7, register);
+        Self::new("exthdr", data)
     }
 
     /// Looks a key up in a set; in a map, with `value_register`, loads the value. No match ends the rule.
@@ -118,10 +350,7 @@ impl Expr {
         if let Some(register) = value_register {
             data = data.be32(3, register);
         }
-        Self {
-            name: "lookup",
-            data,
-        }
+        Self::new("lookup", data)
     }
 
     /// Changes the destination to the address and the port in two registers.
@@ -135,145 +364,32 @@ impl Expr {
             .be32(3, address_register)
             .be32(5, port_register)
             .be32(7, NF_NAT_RANGE_MAP_IPS | NF_NAT_RANGE_PROTO_SPECIFIED);
-        Self { name: "nat", data }
-    }
-
-    /// Loads a constant.
-    pub(crate) fn load(register: u32, value: &[u8]) -> Self {
-        let data = Attrs::default()
-            .be32(1, register)
-            .nested(2, &Attrs::default().bytes(1, value));
-        Self {
-            name: "immediate",
-            data,
-        }
+        Self::new("nat", data)
     }
 
     pub(crate) fn masquerade() -> Self {
-        Self {
-            name: "masq",
-            data: Attrs::default(),
-        }
+        Self::new("masq", Attrs::default())
     }
 
-    fn verdict(verdict: Verdict) -> Self {
+    pub(super) fn lead(verdict: &Attrs) -> Self {
+        let value = Attrs::default().nested(2, verdict);
+        Self::new("immediate", Attrs::default().be32(1, 0).nested(2, &value))
+    }
+
+    pub(super) fn verdict(verdict: Verdict) -> Self {
         let code: u32 = match verdict {
             Verdict::Drop => 0,
             Verdict::Accept => 1,
         };
         let value = Attrs::default().nested(2, &Attrs::default().be32(1, code));
         let data = Attrs::default().be32(1, 0).nested(2, &value);
-        Self {
-            name: "immediate",
-            data,
-        }
+        Self::new("immediate", data)
     }
 }
 
-/// A rule: expressions from left to right, with the idioms that our chains use.
-#[derive(Default)]
-pub(crate) struct Rule(Vec<Expr>);
-
-impl Rule {
-    pub(crate) fn with(mut self, expr: Expr) -> Self {
-        self.0.push(expr);
-        self
-    }
-
-    pub(crate) fn input_is(self, name: &str) -> Self {
-        self.with(Expr::meta(Meta::InputName, super::REG0))
-            .with(Expr::equals(super::REG0, &interface(name)))
-    }
-
-    pub(crate) fn input_is_not(self, name: &str) -> Self {
-        self.with(Expr::meta(Meta::InputName, super::REG0))
-            .with(Expr::differs(super::REG0, &interface(name)))
-    }
-
-    pub(crate) fn output_is(self, name: &str) -> Self {
-        self.with(Expr::meta(Meta::OutputName, super::REG0))
-            .with(Expr::equals(super::REG0, &interface(name)))
-    }
-
-    pub(crate) fn output_is_not(self, name: &str) -> Self {
-        self.with(Expr::meta(Meta::OutputName, super::REG0))
-            .with(Expr::differs(super::REG0, &interface(name)))
-    }
-
-    /// `ct state established,related`.
-    pub(crate) fn established(self) -> Self {
-        const ESTABLISHED_RELATED: u32 = 1 << 1 | 1 << 2;
-        self.with(Expr::conntrack(0, super::REG0))
-            .with(Expr::mask(super::REG0, &ESTABLISHED_RELATED.to_ne_bytes()))
-            .with(Expr::differs(super::REG0, &[0; 4]))
-    }
-
-    /// `ct status dnat`, or its contrary.
-    pub(crate) fn destination_was_changed(self, changed: bool) -> Self {
-        const IPS_DST_NAT: u32 = 1 << 5;
-        let rule = self
-            .with(Expr::conntrack(2, super::REG0))
-            .with(Expr::mask(super::REG0, &IPS_DST_NAT.to_ne_bytes()));
-        if changed {
-            rule.with(Expr::differs(super::REG0, &[0; 4]))
-        } else {
-            rule.with(Expr::equals(super::REG0, &[0; 4]))
-        }
-    }
-
-    /// `fib daddr type local`.
-    pub(crate) fn destination_is_local(self) -> Self {
-        const RTN_LOCAL: u32 = 2;
-        self.with(Expr::destination_kind(super::REG0))
-            .with(Expr::equals(super::REG0, &RTN_LOCAL.to_ne_bytes()))
-    }
-
-    /// `ip saddr NET/LEN`.
-    pub(crate) fn source_in(self, network: std::net::Ipv4Addr, mask: std::net::Ipv4Addr) -> Self {
-        self.address_in(12, network, mask)
-    }
-
-    /// `ip daddr NET/LEN`.
-    pub(crate) fn destination_in(
-        self,
-        network: std::net::Ipv4Addr,
-        mask: std::net::Ipv4Addr,
-    ) -> Self {
-        self.address_in(16, network, mask)
-    }
-
-    fn address_in(
-        self,
-        offset: u32,
-        network: std::net::Ipv4Addr,
-        mask: std::net::Ipv4Addr,
-    ) -> Self {
-        self.with(Expr::network_header(offset, 4, super::REG0))
-            .with(Expr::mask(super::REG0, &mask.octets()))
-            .with(Expr::equals(super::REG0, &network.octets()))
-    }
-
-    pub(crate) fn masquerade(self) -> Self {
-        self.with(Expr::masquerade())
-    }
-
-    pub(crate) fn ends(self, verdict: Verdict) -> Self {
-        self.with(Expr::verdict(verdict))
-    }
-
-    pub(super) fn attributes(&self) -> Attrs {
-        self.0.iter().fold(Attrs::default(), |list, expr| {
-            list.nested(
-                1,
-                &Attrs::default().text(1, expr.name).nested(2, &expr.data),
-            )
-        })
-    }
-}
-
-fn interface(name: &str) -> [u8; IFNAME_BYTES] {
-    let mut bytes = [0; IFNAME_BYTES];
-    let length = name.len().min(IFNAME_BYTES - 1);
-    bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
-    bytes
+/// Which address NAT changes, `enum nft_nat_types`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Nat {
+    Source = 0,
+    Destination = 1,
 }
