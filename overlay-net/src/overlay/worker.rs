@@ -374,9 +374,10 @@ impl Worker {
             Ok(_) | Err(_) => None,
         };
         let applied = version(&self.done.borrow().state);
+        let wanted = version(&self.wanted.borrow().state);
         OverlayMetrics {
             applied,
-            wanted: version(&self.wanted.borrow().state),
+            wanted,
             peers: self.check().await,
             drops,
             containers: self.plane.containers().await as u64,
