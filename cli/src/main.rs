@@ -7,6 +7,8 @@ mod client;
 mod commands;
 mod daemon;
 mod error;
+#[cfg(test)]
+mod golden;
 mod render;
 mod spec;
 mod terminal;
