@@ -6,7 +6,8 @@
 //! * A node follows itself, each network that it has a lease in, and what carries published ports.
 //! * A network, its leases, the services and endpoints in it, and the nodes that have a lease in it belong to the
 //!   network's topic.
-//! * A service with ports on every node, its endpoints, and the nodes and leases behind them belong to all nodes.
+//! * A service with ports on every node, its endpoints, and the nodes and leases behind them belong to all nodes; and
+//!   the nodes behind them know all nodes.
 
 use super::records::{has_ingress, record};
 use crate::store::{Change, Entity, State};
@@ -25,6 +26,8 @@ pub enum Topic {
     Network(NetworkId),
     /// All nodes: ports that are published on every one of them.
     Ingress,
+    /// Nodes that have tasks behind such ports: any node may send them its clients, so they know every node.
+    Entrances,
 }
 
 /// A record with its topics.
@@ -98,6 +101,11 @@ impl Catalogue {
         networks
             .map(|id| Topic::Network(*id))
             .chain([Topic::Node(node_id), Topic::Ingress])
+            .chain(
+                self.ingress_nodes
+                    .contains_key(&node_id)
+                    .then_some(Topic::Entrances),
+            )
             .collect()
     }
 
@@ -187,7 +195,7 @@ impl Catalogue {
                 let networks = self.leased.get(&node.id).into_iter().flatten();
                 networks
                     .map(|id| Topic::Network(*id))
-                    .chain([Topic::Node(node.id)])
+                    .chain([Topic::Node(node.id), Topic::Entrances])
                     .chain(ingress(self.ingress_nodes.contains_key(&node.id)))
                     .collect()
             }
@@ -283,7 +291,7 @@ impl Catalogue {
                     if let NetRecord::Endpoint(endpoint) = record
                         && topics.contains(&Topic::Ingress)
                     {
-                        self.count_ingress(endpoint, more, dirty);
+                        self.count_ingress(endpoint, more, dirty, differences);
                     }
                 }
             }
@@ -291,9 +299,19 @@ impl Catalogue {
         }
     }
 
-    fn count_ingress(&mut self, endpoint: &NetEndpoint, more: bool, dirty: &mut BTreeSet<NetKey>) {
+    fn count_ingress(
+        &mut self,
+        endpoint: &NetEndpoint,
+        more: bool,
+        dirty: &mut BTreeSet<NetKey>,
+        differences: &mut Differences,
+    ) {
         let node = endpoint.node_id;
+        let was_behind = self.ingress_nodes.contains_key(&node);
         count(&mut self.ingress_nodes, node, more);
+        if was_behind != self.ingress_nodes.contains_key(&node) {
+            differences.followers.insert(node);
+        }
         dirty.insert(NetKey::Node(node));
         for network in networks_of(endpoint) {
             count(&mut self.ingress_leases, (network, node), more);
