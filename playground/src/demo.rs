@@ -1,7 +1,7 @@
 //! The main job on one machine, shown and verified step by step: `shoal playground demo`.
 
 use crate::host::{DaemonOptions, wait_until_async};
-use crate::{Cluster, ClusterOptions, PlaygroundError, check_machine, write_demo_image};
+use crate::{Cluster, ClusterOptions, PlaygroundError, check_machine, shop, write_demo_image};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,9 +11,9 @@ const REPLICAS: usize = 6;
 /// Replicas after scaling up.
 const REPLICAS_SCALED: usize = 12;
 /// Longest time for anything to come about; the demo shows how long it really took.
-const STEP_MAX: Duration = Duration::from_secs(60);
+pub(crate) const STEP_MAX: Duration = Duration::from_secs(60);
 /// Name of the demo's image.
-const IMAGE: &str = "shoal-demo:latest";
+pub(crate) const IMAGE: &str = "shoal-demo:latest";
 
 /// Why the demo did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -167,9 +167,27 @@ async fn show(
         .await?;
     print_tables(cluster, "manager1").await?;
     progress
+        .step(
+            "network create, svc create --network --publish",
+            shop::publish(cluster),
+        )
+        .await?;
+    progress
+        .step(
+            "run --network, service asked by name",
+            shop::ask_by_name(cluster, "worker2"),
+        )
+        .await?;
+    progress
         .step("worker host killed, tasks replaced", kill_worker(cluster))
         .await?;
     print_tables(cluster, "manager1").await?;
+    progress
+        .step(
+            "published port on the hosts that are left",
+            shop::ask_every_host(cluster, "worker2"),
+        )
+        .await?;
     let survivor = progress
         .step("leader's host killed under writes", kill_leader(cluster))
         .await?;
@@ -177,6 +195,9 @@ async fn show(
         .step("svc scale web=12", scale(cluster, &survivor))
         .await?;
     print_tables(cluster, &survivor).await?;
+    progress
+        .step("svc rm and network rm", shop::remove(cluster, &survivor))
+        .await?;
     progress
         .step("svc rm", remove_service(cluster, &survivor))
         .await

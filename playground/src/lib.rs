@@ -12,6 +12,7 @@ mod demo;
 mod enter;
 mod host;
 mod image;
+mod shop;
 mod state;
 mod switch;
 

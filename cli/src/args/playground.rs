@@ -87,6 +87,14 @@ pub(crate) enum PlaygroundCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
+    /// The demo's client: asks the demo's web server, and prints each answer
+    #[command(hide = true)]
+    Fetch {
+        #[arg(long, default_value_t = 1)]
+        times: u32,
+        /// HOST:PORT
+        address: String,
+    },
     /// The demo's web server
     #[command(hide = true)]
     Web {

@@ -71,6 +71,7 @@ pub(crate) async fn dispatch(command: PlaygroundCommand) -> Result<()> {
             let removed = async { State::load(&place.dir)?.remove().await }.await;
             removed.map_err(|error| failed(&error))
         }
+        PlaygroundCommand::Fetch { times, address } => fetch(times, &address).await,
         PlaygroundCommand::HostInit { .. }
         | PlaygroundCommand::Enter { .. }
         | PlaygroundCommand::Web { .. } => Err(CliError::Usage(
@@ -194,4 +195,29 @@ pub(crate) async fn web(port: u16) -> std::io::Result<()> {
             drop(stream.write_all(answer.as_bytes()).await);
         });
     }
+}
+
+/// Longest wait for one answer.
+const FETCH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Asks the demo's web server so many times, each time by a connection of its own; the first failure ends it.
+async fn fetch(times: u32, address: &str) -> Result<()> {
+    for _ in 0..times {
+        let answer = tokio::time::timeout(FETCH_TIMEOUT, fetch_one(address)).await;
+        let answer = answer.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+        let text = answer.map_err(CliError::io("get an answer"))?;
+        let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        print(body)?;
+    }
+    Ok(())
+}
+
+async fn fetch_one(address: &str) -> std::io::Result<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    let request = "GET / HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    Ok(text)
 }

@@ -1,0 +1,185 @@
+//! The demo's second service: in a network across hosts, with a port that every host answers.
+
+use crate::demo::{IMAGE, STEP_MAX};
+use crate::host::{Host, wait_until_async};
+use crate::{Cluster, PlaygroundError};
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+/// Replicas of the service: fewer than hosts, so that some hosts answer for others.
+const REPLICAS: usize = 3;
+/// The published port.
+const PORT: u16 = 8080;
+/// Requests to each host.
+const REQUESTS: usize = 12;
+/// Name of the network.
+const NETWORK: &str = "backend";
+/// Name of the service.
+const SERVICE: &str = "shop";
+
+/// One answer of the demo's web server.
+struct Answer {
+    container: String,
+    client: String,
+}
+
+/// Makes the network and the service, and asks every host for an answer.
+pub(crate) async fn publish(cluster: &Cluster) -> Result<((), String), PlaygroundError> {
+    let first = cluster.host("manager1")?;
+    first
+        .shoal([
+            "network",
+            "create",
+            "--driver",
+            "overlay",
+            "--attachable",
+            NETWORK,
+        ])
+        .await?;
+    let (replicas, port) = (REPLICAS.to_string(), format!("{PORT}:{PORT}"));
+    first
+        .shoal([
+            "svc",
+            "create",
+            "--quiet",
+            "--name",
+            SERVICE,
+            "--network",
+            NETWORK,
+            "--publish",
+            &port,
+            "--replicas",
+            &replicas,
+            IMAGE,
+        ])
+        .await?;
+    ask_every_host(cluster, "worker2").await
+}
+
+/// Asks every living host for answers, as a client that is on the host `from`: all requests succeed, all replicas
+/// answer, and they see the client's own address.
+pub(crate) async fn ask_every_host(
+    cluster: &Cluster,
+    from: &str,
+) -> Result<((), String), PlaygroundError> {
+    let client = cluster.host(from)?;
+    let hosts: Vec<_> = cluster
+        .state
+        .hosts
+        .iter()
+        .filter(|host| host.init_pid.is_some())
+        .collect();
+    let mut containers = BTreeSet::new();
+    for host in &hosts {
+        for answer in ask(client, host.address).await? {
+            let own = host.name == client.name;
+            if !own && answer.client != client.address.to_string() {
+                return Err(PlaygroundError::State(format!(
+                    "a task saw {} instead of the client's address {} through {}",
+                    answer.client, client.address, host.name
+                )));
+            }
+            containers.insert(answer.container);
+        }
+    }
+    if containers.len() != REPLICAS {
+        return Err(PlaygroundError::State(format!(
+            "{} of {REPLICAS} replicas answered: {containers:?}",
+            containers.len()
+        )));
+    }
+    let note = format!(
+        "{} requests through {} hosts, all {REPLICAS} replicas answer and see the client's address",
+        hosts.len() * REQUESTS,
+        hosts.len()
+    );
+    Ok(((), note))
+}
+
+/// The first answer may have to wait for the new table to arrive at that host; from then on every request succeeds.
+async fn ask(client: &Host, address: Ipv4Addr) -> Result<Vec<Answer>, PlaygroundError> {
+    let url = format!("{address}:{PORT}");
+    wait_until_async(&format!("{url} answers"), STEP_MAX, async || {
+        match fetch(client, &url, 1).await {
+            Ok(answers) => Ok(Ok(answers)),
+            Err(error @ PlaygroundError::Command { .. }) => Ok(Err(error.to_string())),
+            Err(error) => Err(error),
+        }
+    })
+    .await?;
+    fetch(client, &url, REQUESTS).await
+}
+
+async fn fetch(client: &Host, to: &str, times: usize) -> Result<Vec<Answer>, PlaygroundError> {
+    let times = times.to_string();
+    let shown = client
+        .shoal(["playground", "fetch", "--times", &times, to])
+        .await?;
+    shown
+        .lines()
+        .map(|line| {
+            let (container, client) = line.split_once(" serves ").ok_or_else(|| {
+                PlaygroundError::State(format!("`{line}` is not an answer of the demo's server"))
+            })?;
+            let address = client
+                .rsplit_once(':')
+                .map_or(client, |(address, _)| address);
+            Ok(Answer {
+                container: container.to_owned(),
+                client: address.to_owned(),
+            })
+        })
+        .collect()
+}
+
+/// Asks the service by its name from a container in the network.
+pub(crate) async fn ask_by_name(
+    cluster: &Cluster,
+    on: &str,
+) -> Result<((), String), PlaygroundError> {
+    let name = format!("{SERVICE}:{PORT}");
+    let times = REQUESTS.to_string();
+    let shown = cluster
+        .host(on)?
+        .shoal([
+            "run",
+            "--rm",
+            "--network",
+            NETWORK,
+            "--entrypoint",
+            "/shoal",
+            IMAGE,
+            "playground",
+            "fetch",
+            "--times",
+            &times,
+            &name,
+        ])
+        .await?;
+    let answers = shown
+        .lines()
+        .filter(|line| line.contains(" serves "))
+        .count();
+    if answers != REQUESTS {
+        return Err(PlaygroundError::State(format!(
+            "{answers} of {REQUESTS} requests to {name} were answered"
+        )));
+    }
+    Ok(((), format!("{answers} requests to {name} answered")))
+}
+
+/// Removes the service and then the network, which its tasks must have left.
+pub(crate) async fn remove(cluster: &Cluster, on: &str) -> Result<((), String), PlaygroundError> {
+    let host = cluster.host(on)?;
+    host.shoal(["svc", "rm", SERVICE]).await?;
+    wait_until_async("the network can be removed", STEP_MAX, async || match host
+        .shoal(["network", "rm", NETWORK])
+        .await
+    {
+        Ok(_) => Ok(Ok(())),
+        Err(error @ PlaygroundError::Command { .. }) => Ok(Err(error.to_string())),
+        Err(error) => Err(error),
+    })
+    .await?;
+    Ok(((), "nothing of them is left".to_owned()))
+}
