@@ -225,8 +225,9 @@ impl Silence {
 impl Drop for Silence {
     fn drop(&mut self) {
         use nix::sys::termios::{SetArg, tcsetattr};
-        // The terminal may be gone.
-        drop(tcsetattr(std::io::stdin(), SetArg::TCSANOW, &self.0).map_err(|_| ()));
+        if let Err(errno) = tcsetattr(std::io::stdin(), SetArg::TCSANOW, &self.0) {
+            eprintln!("shoal: failed to show again what is typed: {errno}");
+        }
     }
 }
 

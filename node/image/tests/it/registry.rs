@@ -488,6 +488,8 @@ async fn serve_with_tokens(mut client: TcpStream, target: &str, own: &str, token
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match client.read_u8().await {
+            // The beginning of TLS, which is not spoken here.
+            Ok(0x16) if head.is_empty() => return,
             Ok(byte) => head.push(byte),
             Err(_) => return,
         }
