@@ -61,8 +61,11 @@ fn root_global_service_follows_labels_drains_and_new_nodes() {
         runs_on(test, "agent", &["worker1"]).await;
         update(test, "--availability drain worker1").await;
         runs_on(test, "agent", &[]).await;
-        let left = test.shoal("worker1", "ps -q").await;
-        assert_eq!(left, "");
+        eventually("its container has ended", async || {
+            let left = test.shoal("worker1", "ps -q").await;
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        })
+        .await;
         update(test, "--availability active worker1").await;
         runs_on(test, "agent", &["worker1"]).await;
 
