@@ -171,6 +171,7 @@ impl Dispatcher {
             () = watchdog::run(&term) => {}
             () = quorum::run(&term) => {}
             () = feeds.run(feed_watcher) => {}
+            () = feeds.rotate_on_schedule(&*context.clock) => {}
             () = gate::run(&term) => {}
             () = cancel.cancelled() => {}
         }

@@ -5,11 +5,13 @@
 //!
 //! * `records`: what nodes are told of stored objects, pure.
 //! * [`catalogue`]: all records with whom they concern, kept up to date change by change, pure.
+//! * `rotation`: when nodes make new keys, pure.
 //! * `term`: the feeds of one leadership, and what they have applied.
 //! * `stream`: one node's feed.
 
 pub mod catalogue;
 mod records;
+mod rotation;
 mod stream;
 mod term;
 

@@ -1,7 +1,9 @@
 //! The feeds of one leadership: who is told what, and what everybody has applied.
 
 use super::catalogue::{Catalogue, Differences, Topic, dirty};
+use super::rotation::Schedule;
 use super::{Leases, NotConfirmed};
+use crate::consensus::WallClock;
 use crate::store::{ChangeBatch, State, Store, WatchItem, Watcher};
 use shoal_model::command::ObjectKey;
 use shoal_model::control::NodeNetworkView;
@@ -11,14 +13,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 /// Changes that may wait for a node; beyond this it is told everything anew.
 const CHANGES_WAITING_MAX: usize = 20_000;
 
 /// Somebody who waits looks this often whether leases have ended meanwhile.
 const LEASES_PERIOD: Duration = Duration::from_millis(50);
+
+/// Time between two looks at whose key is due.
+const SCHEDULE_PERIOD: Duration = Duration::from_secs(10);
 
 /// Everything of one leadership. Ends with it.
 pub(crate) struct FeedTerm {
@@ -504,6 +510,27 @@ impl FeedTerm {
     #[cfg(test)]
     pub(super) fn check_catalogue(&self, state: &State) {
         assert_eq!(self.lock().catalogue, Catalogue::of(state));
+    }
+
+    /// Has each node make a new key once in a while, as the cluster's settings say.
+    pub(crate) async fn rotate_on_schedule(&self, clock: &dyn WallClock) {
+        let mut ticks = tokio::time::interval(SCHEDULE_PERIOD);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut schedule = Schedule::default();
+        loop {
+            ticks.tick().await;
+            let state = self.store.view();
+            let Some(cluster) = state.cluster() else {
+                continue;
+            };
+            let period = Duration::from_secs(cluster.spec.key_rotation_s);
+            let nodes = state.nodes().map(|node| node.id);
+            for node_id in schedule.due(clock.now(), period, nodes) {
+                if !self.rotate_keys(Some(node_id)).is_empty() {
+                    info!(%node_id, "node makes a new WireGuard key");
+                }
+            }
+        }
     }
 
     pub(super) fn rotate_keys(&self, node_id: Option<NodeId>) -> BTreeSet<NodeId> {
