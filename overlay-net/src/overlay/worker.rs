@@ -9,10 +9,10 @@ use super::{
 };
 use crate::apply::{DataPlane, DataPlaneOptions, InterfaceSpec, View};
 use crate::check::{PeerCheck, PeerPath};
-use crate::dns::{self, DnsContainer, DnsTable, DnsUpdate};
+use crate::dns::{self, DnsContainer, Names};
 use crate::mesh::{MESH_MTU, Mesh, MeshOptions, MeshPeer, MeshPlan, OwnKeys};
 use crate::metrics::{OverlayMetrics, Traffic};
-use crate::netd::{Netd, NetdOptions, NetdReply, NetdRequest, chain};
+use crate::netd::{Netd, NetdOptions, NetdRequest, chain};
 use crate::plan::{Attached, AttachedInterface};
 use crate::probe::{DetectorOptions, Outlook, PeerProbe, Prober, ProberOptions, Suspects};
 use ipnet::IpNet;
@@ -61,8 +61,7 @@ pub(super) struct Worker {
     plane: DataPlane,
     wanted: watch::Sender<Wanted>,
     done: watch::Receiver<Done>,
-    /// What runs, for the resolvers.
-    containers: Mutex<BTreeMap<ContainerId, DnsContainer>>,
+    names: Names,
     prober: Mutex<Option<(Ipv4Addr, Prober)>>,
 }
 
@@ -102,12 +101,12 @@ impl Worker {
         });
         let worker = Arc::new(Self {
             options,
+            names: Names::new(netd.clone()),
             netd,
             mesh,
             plane: plane.map_err(OverlayError::Kernel)?,
             wanted,
             done,
-            containers: Mutex::default(),
             prober: Mutex::default(),
         });
         let rounds = Rounds {
@@ -115,7 +114,7 @@ impl Worker {
             made: worker.mesh.device_made(),
             generation: worker.netd.generation(),
             suspects: None,
-            names: None,
+            told: false,
             changes,
             report,
         };
@@ -162,18 +161,12 @@ impl Worker {
     ) -> Result<OverlayAttached, OverlayError> {
         let state = self.state_with(&spec.endpoints).await?;
         let interfaces = self.interfaces(spec, &state);
-        let resolver = DnsContainer {
-            id: spec.container,
-            netns: spec.netns.clone(),
-            networks: networks(spec),
-            options: spec.dns.clone(),
-        };
         let linked = async {
             let made = self.plane.attach(spec.container, &spec.netns, &interfaces);
             made.await.map_err(OverlayError::Kernel)
         };
         let named = async {
-            let opened = self.netd.tell(NetdRequest::DnsOpen(resolver.clone()));
+            let opened = self.names.open(resolver(spec));
             opened.await.map_err(OverlayError::Netd)
         };
         // Both to their end, so that nothing is made after it was taken away.
@@ -188,7 +181,6 @@ impl Worker {
             }
             return Err(err);
         }
-        lock(&self.containers).insert(spec.container, resolver);
         Ok(OverlayAttached {
             interfaces: interfaces
                 .iter()
@@ -254,16 +246,14 @@ impl Worker {
     }
 
     pub(super) async fn detach(&self, container: ContainerId) -> Result<(), OverlayError> {
-        lock(&self.containers).remove(&container);
         let unlinked = self.plane.detach(container).await;
-        let unnamed = self.netd.tell(NetdRequest::DnsClose(container)).await;
+        let unnamed = self.names.close(container).await;
         unlinked.map_err(OverlayError::Kernel)?;
         unnamed.map_err(OverlayError::Netd)
     }
 
     pub(super) async fn reconcile(&self, running: &[OverlayAttach]) -> Result<(), OverlayError> {
         let mut attached = Attached::new();
-        let mut resolvers = BTreeMap::new();
         for spec in running {
             let interfaces = spec.endpoints.iter().enumerate();
             let interfaces = interfaces.map(|(index, endpoint)| AttachedInterface {
@@ -271,46 +261,23 @@ impl Worker {
                 endpoint: endpoint.clone(),
             });
             attached.insert(spec.container, interfaces.collect());
-            let resolver = DnsContainer {
-                id: spec.container,
-                netns: spec.netns.clone(),
-                networks: networks(spec),
-                options: spec.dns.clone(),
-            };
-            resolvers.insert(spec.container, resolver);
         }
-        lock(&self.containers).clone_from(&resolvers);
         let adopted = self.plane.adopt(attached).await;
-        let named = self.reconcile_names(&resolvers).await;
+        let resolvers = running.iter().map(resolver).collect();
+        let named = self.names.reconcile(resolvers).await;
         self.want(|_| {});
         adopted.map_err(OverlayError::Kernel)?;
-        named
+        named.map_err(OverlayError::Netd)
     }
 
-    async fn reconcile_names(
-        &self,
-        resolvers: &BTreeMap<ContainerId, DnsContainer>,
-    ) -> Result<(), OverlayError> {
-        let open = self.netd.call(NetdRequest::DnsContainers).await;
-        if let NetdReply::DnsContainers(open) = open.map_err(OverlayError::Netd)? {
-            let ids = open.iter().map(|container| container.id);
-            for id in ids.filter(|id| !resolvers.contains_key(id)) {
-                let closed = self.netd.tell(NetdRequest::DnsClose(id)).await;
-                closed.map_err(OverlayError::Netd)?;
-            }
-        }
-        self.open_resolvers().await
-    }
-
-    async fn open_resolvers(&self) -> Result<(), OverlayError> {
-        let resolvers: Vec<_> = lock(&self.containers).values().cloned().collect();
-        let mut failed = Ok(());
-        for resolver in resolvers {
-            let opened = self.netd.tell(NetdRequest::DnsOpen(resolver)).await;
-            // One container that is just going must not keep the others from their names.
-            failed = failed.and(opened.map_err(OverlayError::Netd));
-        }
-        failed
+    async fn name(&self, view: &View) -> Result<(), OverlayError> {
+        let outlook = Outlook {
+            node_id: self.options.node_id,
+            suspects: &view.suspects,
+            leased: view.leased,
+        };
+        let told = self.names.update(&view.state, &outlook).await;
+        told.map_err(OverlayError::Netd)
     }
 
     pub(super) async fn check(&self) -> Vec<PeerCheck> {
@@ -369,10 +336,6 @@ impl Worker {
             let traffic = Traffic { packets, bytes: 0 };
             (format!("wireguard_{reason}"), traffic)
         }));
-        let dns = match self.netd.call(NetdRequest::DnsCounters).await {
-            Ok(NetdReply::DnsCounters(counters)) => Some(counters),
-            Ok(_) | Err(_) => None,
-        };
         let applied = version(&self.done.borrow().state);
         let wanted = version(&self.wanted.borrow().state);
         OverlayMetrics {
@@ -381,13 +344,12 @@ impl Worker {
             peers: self.check().await,
             drops,
             containers: self.plane.containers().await as u64,
-            dns,
+            dns: self.names.counters().await.ok(),
         }
     }
 
     pub(super) async fn leave(&self) -> Result<(), OverlayError> {
         self.want(|wanted| wanted.state = None);
-        lock(&self.containers).clear();
         *lock(&self.prober) = None;
         let removed = self.plane.remove_everything().await;
         let left = self.mesh.leave().await;
@@ -442,9 +404,14 @@ impl Worker {
     }
 }
 
-fn networks(spec: &OverlayAttach) -> Vec<shoal_model::NetworkId> {
+fn resolver(spec: &OverlayAttach) -> DnsContainer {
     let endpoints = spec.endpoints.iter();
-    endpoints.map(|endpoint| endpoint.network_id).collect()
+    DnsContainer {
+        id: spec.container,
+        netns: spec.netns.clone(),
+        networks: endpoints.map(|endpoint| endpoint.network_id).collect(),
+        options: spec.dns.clone(),
+    }
 }
 
 fn interface_name(spec: &OverlayAttach, index: usize) -> String {
@@ -505,8 +472,8 @@ struct Rounds {
     made: watch::Receiver<u64>,
     generation: watch::Receiver<u64>,
     suspects: Option<watch::Receiver<Suspects>>,
-    /// The names that netd has.
-    names: Option<DnsTable>,
+    /// The running netd knows where to answer probes.
+    told: bool,
     report: watch::Sender<Done>,
 }
 
@@ -514,7 +481,7 @@ impl Rounds {
     async fn run(mut self) {
         let mut failed = false;
         while let Some(worker) = self.wait(failed).await {
-            let anew = self.generation.has_changed().unwrap_or(false) || self.names.is_none();
+            let anew = self.generation.has_changed().unwrap_or(false) || !self.told;
             self.generation.mark_unchanged();
             self.made.mark_unchanged();
             let wanted = self.changes.borrow_and_update().clone();
@@ -534,10 +501,10 @@ impl Rounds {
             let (in_force, result) = self.round(&worker, &view, anew).await;
             let failure = result.err().map(|err| chain(&err));
             if let Some(reason) = &failure {
-                self.names = None;
                 tracing::warn!(version = %state.version, err = %reason, "the networks are not as they should be");
             }
             failed = failure.is_some();
+            self.told = !failed;
             self.report.send_modify(|done| {
                 done.number = wanted.number;
                 done.failure = failure;
@@ -587,7 +554,7 @@ impl Rounds {
         {
             tracing::debug!(version = %view.state.version, ?report, "network state applied");
         }
-        let named = self.names(worker, view, anew).await;
+        let named = worker.name(view).await;
         let probed = self.probes(worker, view, anew).await;
         let in_force = applied.is_ok();
         let result = meshed
@@ -596,37 +563,6 @@ impl Rounds {
             .and(named)
             .and(probed);
         (in_force, result)
-    }
-
-    async fn names(
-        &mut self,
-        worker: &Worker,
-        view: &View,
-        anew: bool,
-    ) -> Result<(), OverlayError> {
-        let outlook = Outlook {
-            node_id: worker.options.node_id,
-            suspects: &view.suspects,
-            leased: view.leased,
-        };
-        let table = DnsTable::of(&view.state, &outlook);
-        let update = match &self.names {
-            Some(now) if !anew => DnsUpdate {
-                complete: false,
-                changes: now.changes_to(&table),
-            },
-            _ => table.complete(),
-        };
-        if update.complete || !update.changes.is_empty() {
-            let told = worker.netd.tell(NetdRequest::DnsTable(update)).await;
-            told.map_err(OverlayError::Netd)?;
-        }
-        self.names = Some(table);
-        if anew {
-            worker.open_resolvers().await
-        } else {
-            Ok(())
-        }
     }
 
     async fn probes(
