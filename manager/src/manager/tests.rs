@@ -5,14 +5,18 @@ use super::{Manager, ManagerError, SystemClock, forget, found};
 use crate::consensus::Leadership;
 use crate::raft::{Placement, RealDisk, Timing};
 use crate::store::check_invariants;
+use shoal_model::command::StoreAction;
 use shoal_model::control::{ControlRequest, ControlResponse, NodeView};
-use shoal_model::rpc::ErrorCode;
+use shoal_model::network::{AttachmentWish, NetworkSpec, WireGuardBackend, WireGuardDescription};
+use shoal_model::rpc::{ErrorCode, Method, RpcError};
 use shoal_model::session::ManagerPeer;
 use shoal_model::{
-    Availability, Cluster, ClusterSpec, NodeId, NodeRole, ServiceId, ServiceMode, ServiceSpec,
+    Availability, Cluster, ClusterSpec, ContainerId, NetworkId, NodeDescription, NodeId, NodeRole,
+    NodeState, NodeStatus, ServiceId, ServiceMode, ServiceSpec,
 };
 use shoal_transport::{
-    Endpoint, EndpointOptions, Identity, IdentityHandle, JoinToken, NodeKey, RpcHandler, ca, join,
+    Connector, Endpoint, EndpointOptions, Expect, Identity, IdentityHandle, JoinToken, NodeKey,
+    RpcHandler, ca, join,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -378,6 +382,91 @@ async fn a_removed_node_gets_no_new_certificate() {
     let text = refused.unwrap_err().to_string();
     assert!(text.contains("it was removed"), "{text}");
     first.stop().await;
+}
+
+/// A call of [`Method::Attach`] from `caller` to `manager`.
+async fn attach(
+    caller: &Host,
+    manager: &Host,
+    request: &ControlRequest,
+) -> Result<ControlResponse, RpcError> {
+    let expect = Expect::Node(manager.node_id());
+    let opened = caller.endpoint.open(manager.addr(), expect, Method::Attach);
+    let mut stream = opened.await.unwrap();
+    stream.send(request).await.unwrap();
+    stream.finish().await.unwrap();
+    stream.recv().await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_gets_addresses_for_its_containers_from_any_manager() {
+    let mut hosts = cluster_of_three().await;
+    let mut worker = Host::new();
+    worker.join(&hosts[0], NodeRole::Worker).await;
+    let node_id = worker.node_id();
+    let described = StoreAction::SetNodeStatus {
+        node_id,
+        status: NodeStatus {
+            state: NodeState::Ready,
+            ..NodeStatus::default()
+        },
+        description: Some(Box::new(NodeDescription {
+            wireguard: Some(WireGuardDescription {
+                public_key: [1; 32],
+                next_key: None,
+                port: 51_820,
+                backend: WireGuardBackend::Userspace,
+            }),
+            ..NodeDescription::default()
+        })),
+    };
+    let consensus = hosts[0].manager().consensus();
+    consensus.propose(vec![described]).await.unwrap();
+    wait_for(
+        "the node is part of the mesh, and ports can be published",
+        || {
+            let view = hosts[2].manager().store().view();
+            let node = view.node(node_id);
+            view.ingress_network().is_some() && node.is_some_and(|node| node.mesh.is_some())
+        },
+    )
+    .await;
+    let id = NetworkId::from_bits(1);
+    let spec = Box::new(NetworkSpec {
+        name: "backend".to_owned(),
+        attachable: true,
+        ..NetworkSpec::default()
+    });
+    let create = ControlRequest::CreateNetwork { id, spec };
+    hosts[1].ask(create).await.unwrap();
+    let container_id = ContainerId::from_bytes([5; 32]);
+    let request = ControlRequest::AttachContainer {
+        container_id,
+        name: "shell".to_owned(),
+        wishes: vec![AttachmentWish {
+            network: "backend".to_owned(),
+            ipv4: None,
+            aliases: Vec::new(),
+        }],
+    };
+    let mut answers = Vec::new();
+    for host in &hosts {
+        answers.push(attach(&worker, host, &request).await.unwrap());
+    }
+    match &answers[0] {
+        ControlResponse::Attached(attachment) => assert_eq!(attachment.node_id, node_id),
+        other => panic!("{other:?}"),
+    }
+    assert!(answers.iter().all(|answer| *answer == answers[0]));
+    let refused = attach(&worker, &hosts[1], &ControlRequest::ListNodes).await;
+    assert_eq!(refused.unwrap_err().code, ErrorCode::PermissionDenied);
+    let detach = ControlRequest::DetachContainer(container_id);
+    let answer = attach(&worker, &hosts[2], &detach).await;
+    assert_eq!(answer, Ok(ControlResponse::Done));
+    for host in &mut hosts {
+        assert_eq!(check_invariants(&host.manager().store().view()), []);
+        host.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
