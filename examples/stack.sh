@@ -1,5 +1,6 @@
 #!/bin/sh
 # Two services on a network of their own: a counter that nobody outside reaches, and a front that asks it by name.
+# The name is looked up by itself, because a busybox that is linked statically with glibc has no resolver of its own.
 # The front answers at port 8088 of every machine, and shows the client's own address.
 set -eu
 image="${IMAGE:-example/busybox}"
@@ -26,5 +27,6 @@ shoal svc create \
     "$image" \
     sh -c 'mkdir -p /srv/cgi-bin && hostname > /srv/index.html && printf "%s\n" "#!/bin/sh" \
         "echo Content-type: text/plain; echo" \
-        "echo visitor \$(wget -q -O - http://counter:8080/cgi-bin/next), from \$REMOTE_ADDR, served by \$(hostname)" \
+        "counter=\$(nslookup -type=a counter | sed -n s/^Address:.//p | tail -n 1)" \
+        "echo visitor \$(wget -q -O - http://\$counter:8080/cgi-bin/next), from \$REMOTE_ADDR, served by \$(hostname)" \
         > /srv/cgi-bin/hello && chmod 755 /srv/cgi-bin/hello && exec httpd -f -p 8080 -h /srv'
