@@ -185,7 +185,7 @@ async fn show(
     progress
         .step(
             "published port on the hosts that are left",
-            shop::ask_every_host(cluster, "worker2"),
+            shop::ask_every_host(cluster),
         )
         .await?;
     let survivor = progress

@@ -14,6 +14,8 @@ const PORT: u16 = 8080;
 const REQUESTS: usize = 12;
 /// Name of the network.
 const NETWORK: &str = "backend";
+/// The host that clients are on.
+const CLIENT: &str = "worker2";
 /// Name of the service.
 const SERVICE: &str = "shop";
 
@@ -50,19 +52,19 @@ pub(crate) async fn publish(cluster: &Cluster) -> Result<((), String), Playgroun
             &port,
             "--replicas",
             &replicas,
+            // It is the client: what a host sends to a task of its own by way of another host gets that one's address.
+            "--constraint",
+            &format!("node.hostname!={CLIENT}"),
             IMAGE,
         ])
         .await?;
-    ask_every_host(cluster, "worker2").await
+    ask_every_host(cluster).await
 }
 
-/// Asks every living host for answers, as a client that is on the host `from`: all requests succeed, all replicas
+/// Asks every living host for answers, as a client that is on [`CLIENT`]: all requests succeed, all replicas
 /// answer, and they see the client's own address.
-pub(crate) async fn ask_every_host(
-    cluster: &Cluster,
-    from: &str,
-) -> Result<((), String), PlaygroundError> {
-    let client = cluster.host(from)?;
+pub(crate) async fn ask_every_host(cluster: &Cluster) -> Result<((), String), PlaygroundError> {
+    let client = cluster.host(CLIENT)?;
     let hosts: Vec<_> = cluster
         .state
         .hosts
@@ -112,8 +114,9 @@ async fn ask(client: &Host, address: Ipv4Addr) -> Result<Vec<Answer>, Playground
 
 async fn fetch(client: &Host, to: &str, times: usize) -> Result<Vec<Answer>, PlaygroundError> {
     let times = times.to_string();
+    let program = client.exe.display().to_string();
     let shown = client
-        .shoal(["playground", "fetch", "--times", &times, to])
+        .run([&program, "playground", "fetch", "--times", &times, to])
         .await?;
     shown
         .lines()
