@@ -487,6 +487,13 @@ fn add_input(names: &LinkNames, chains: &mut Chains) {
         let strangers = Rule::default().input_is(&names.mesh);
         let strangers = strangers.address_in_set(family, Side::Source, &subnets);
         rules.push(strangers.count("mesh_address").ends(Verdict::Drop));
+        // A node's address in the mesh is behind the mesh's device; who asks for it on another link is outside, be it a
+        // container of a node that has no part in the mesh.
+        let around = Rule::default()
+            .input_is_not(&names.mesh)
+            .input_is_not("lo")
+            .address_in_set(family, Side::Destination, &mesh);
+        rules.push(around.count("mesh_address").ends(Verdict::Drop));
         let outside = set("outside", family);
         let free = containers().address_in_set(family, Side::Source, &outside);
         rules.push(free.ends(Verdict::Accept));
