@@ -196,7 +196,7 @@ async fn show(
         .await?;
     print_tables(cluster, &survivor).await?;
     progress
-        .step("svc rm and network rm", shop::remove(cluster, &survivor))
+        .step("svc rm shop", shop::remove(cluster, &survivor))
         .await?;
     progress
         .step("svc rm", remove_service(cluster, &survivor))

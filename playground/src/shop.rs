@@ -171,18 +171,30 @@ pub(crate) async fn ask_by_name(
     Ok(((), format!("{answers} requests to {name} answered")))
 }
 
-/// Removes the service and then the network, which its tasks must have left.
+/// Removes the service: the port is closed on every host that is left. The network stays, for as long as tasks on dead
+/// hosts are not known to have ended.
 pub(crate) async fn remove(cluster: &Cluster, on: &str) -> Result<((), String), PlaygroundError> {
-    let host = cluster.host(on)?;
-    host.shoal(["svc", "rm", SERVICE]).await?;
-    wait_until_async("the network can be removed", STEP_MAX, async || match host
-        .shoal(["network", "rm", NETWORK])
-        .await
+    cluster.host(on)?.shoal(["svc", "rm", SERVICE]).await?;
+    let client = cluster.host(CLIENT)?;
+    let mut closed = 0;
+    for host in cluster
+        .state
+        .hosts
+        .iter()
+        .filter(|host| host.init_pid.is_some())
     {
-        Ok(_) => Ok(Ok(())),
-        Err(error @ PlaygroundError::Command { .. }) => Ok(Err(error.to_string())),
-        Err(error) => Err(error),
-    })
-    .await?;
-    Ok(((), "nothing of them is left".to_owned()))
+        let url = format!("{}:{PORT}", host.address);
+        wait_until_async(&format!("{url} is closed"), STEP_MAX, async || match fetch(
+            client, &url, 1,
+        )
+        .await
+        {
+            Ok(_) => Ok(Err("it answers".to_owned())),
+            Err(PlaygroundError::Command { .. }) => Ok(Ok(())),
+            Err(error) => Err(error),
+        })
+        .await?;
+        closed += 1;
+    }
+    Ok(((), format!("port {PORT} is closed on {closed} hosts")))
 }

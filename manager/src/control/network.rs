@@ -12,7 +12,7 @@ use shoal_model::control::{ControlResponse, NetworkView};
 use shoal_model::netstate::{EndpointId, NetKey, NetRecord};
 use shoal_model::network::{Attachment, AttachmentWish, NetworkAttachment, NetworkSpec};
 use shoal_model::rpc::ErrorCode;
-use shoal_model::{ContainerId, Meta, Network, NetworkId, NodeId, Service};
+use shoal_model::{ContainerId, Meta, Network, NetworkId, NodeId, NodeState, Service};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -195,13 +195,32 @@ fn removable(state: &State, id: NetworkId) -> Result<&Network, Failure> {
     }
     let tasks = names("task", tasks);
     if !tasks.is_empty() {
-        return refuse(format!("{tasks}, still stopping: try again"));
+        let silent = users
+            .iter()
+            .filter_map(|holder| silent_node(state, *holder));
+        let silent = names("node", silent);
+        return refuse(if silent.is_empty() {
+            format!("{tasks}, still stopping: try again")
+        } else {
+            format!(
+                "{tasks}, which may still run on {silent}: bring it back, or forget it with `node rm --force`"
+            )
+        });
     }
     if leaving.iter().any(|service| !service.vips.is_empty()) {
         let names = names("service", leaving.iter().map(|service| &service.spec.name));
         return refuse(format!("{names}, still being removed: try again"));
     }
     Ok(network)
+}
+
+/// The name of the node of a task, if nothing is heard of the node.
+fn silent_node(state: &State, holder: EndpointId) -> Option<String> {
+    let EndpointId::Task(id) = holder else {
+        return None;
+    };
+    let node = state.node(state.task(id)?.node_id?)?;
+    (node.status.state != NodeState::Ready).then(|| node.display_name())
 }
 
 /// ``services `a`, `b` and 4 more``; empty for none.
