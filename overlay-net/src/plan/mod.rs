@@ -23,6 +23,9 @@ pub(crate) use links::{
 pub(crate) use marks::{TUNNEL_PORT, TUNNEL_VNI};
 pub(crate) use peers::peers;
 
+#[cfg(test)]
+mod tests;
+
 use crate::local::InstanceTag;
 use crate::nft;
 use crate::probe::Outlook;

@@ -481,3 +481,51 @@ fn applying_twice_changes_nothing_and_removal_leaves_nothing() {
         .collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+/// Prints how long the kernel takes; `--nocapture` shows it.
+#[test]
+fn a_thousand_services_of_ten_tasks_change_one_by_one() {
+    use shoal_model::netstate::{NetEndpoint, NetService};
+    let (_wire, hosts) = two_hosts();
+    let mut state = base_state();
+    let network = service(1, 1, Vec::new()).networks[0].network_id;
+    let large = state.networks.get_mut(&network).unwrap();
+    large.subnets.ipv4 = "10.128.0.0/9".parse().unwrap();
+    let address = |number: u32| std::net::Ipv4Addr::from(0x0a80_0000 + number);
+    for number in 0..1_000_u32 {
+        let mut web: NetService = service(1, 1, Vec::new());
+        web.id = shoal_model::ServiceId::from_bits(number.into());
+        web.ports = vec![port(Protocol::Tcp, 10_000 + number as u16, 80)];
+        web.vips[0].ipv4 = address(100_000 + number);
+        web.vips[0].ipv6 = None;
+        for slot in 0..10 {
+            let mut end = endpoint(1, 1, 1);
+            end.ipv4 = address(number * 10 + slot);
+            end.ipv6 = None;
+            let host = 1 + (slot % 2) as u8;
+            let mut member: NetEndpoint = task(1, &web, host, &[end]);
+            member.id = EndpointId::Task(TaskId::from_bits(u128::from(number * 10 + slot)));
+            state.put(NetRecord::Endpoint(member));
+        }
+        state.put(NetRecord::Service(web));
+    }
+    let started = std::time::Instant::now();
+    hosts[0].apply(&view(&state));
+    println!(
+        "1,000 services x 10 tasks from nothing: {:?}",
+        started.elapsed()
+    );
+    let id = EndpointId::Task(TaskId::from_bits(5_005));
+    state.endpoints.get_mut(&id).unwrap().in_rotation = false;
+    let started = std::time::Instant::now();
+    let report = hosts[0].apply(&view(&state));
+    println!("one task leaves: {:?}", started.elapsed());
+    assert!(report.filter_changed && report.link_changes == 0);
+    let again = hosts[0].apply(&view(&state));
+    assert!(again.is_empty(), "{again:?}");
+    let started = std::time::Instant::now();
+    let one = hosts[0].attach(9, &[endpoint(2, 1, 5)], &state);
+    println!("attach, with a new namespace: {:?}", started.elapsed());
+    hosts[0].detach(&one);
+    assert!(started.elapsed() < std::time::Duration::from_secs(60));
+}
