@@ -184,7 +184,7 @@ impl Rule {
     }
 
     /// `ct state new`.
-    pub(crate) fn is_new(self) -> Self {
+    pub(crate) fn new_connection(self) -> Self {
         const NEW: u32 = 1 << 3;
         self.with(Expr::conntrack(0, super::REG0))
             .with(Expr::mask(super::REG0, &NEW.to_ne_bytes()))

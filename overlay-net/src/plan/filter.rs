@@ -369,7 +369,7 @@ fn add_marks(names: &LinkNames, chains: &mut Chains) {
     const ETHERNET: u16 = 1;
     let incoming = Rule::default()
         .input_is(&names.tunnel)
-        .is_new()
+        .new_connection()
         .with(Expr::meta(Meta::InputType, REG0))
         .with(Expr::equals(REG0, &ETHERNET.to_ne_bytes()))
         .with(Expr::source_mac(REG0))

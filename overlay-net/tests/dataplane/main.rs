@@ -4,7 +4,10 @@
 
 mod scene;
 
-use scene::*;
+use scene::{
+    Container, Host, PATIENCE, Space, Wire, ask, ask_udp, base_state, endpoint, inside, port,
+    service, task, two_hosts, view,
+};
 use shoal_model::netstate::{EndpointId, NetRecord, NetState};
 use shoal_model::spec::{OnPartition, Protocol};
 use shoal_model::{NodeId, TaskId};
@@ -405,7 +408,7 @@ fn datagrams_leave_a_backend_that_rests_and_connections_one_that_is_gone() {
             heard.send(buffer[..length].to_vec()).unwrap();
         }
     });
-    let mut say = || {
+    let say = || {
         talk.send(()).unwrap();
         String::from_utf8(hear.recv().unwrap()).unwrap()
     };

@@ -20,18 +20,18 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 /// How long a client waits before it takes a packet for dropped.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 type Job = Box<dyn FnOnce(&tokio::runtime::Runtime) + Send>;
 
 /// A thread in a network namespace.
-pub struct Space {
+pub(crate) struct Space {
     jobs: mpsc::Sender<Job>,
-    pub netns: PathBuf,
+    pub(crate) netns: PathBuf,
 }
 
 impl Space {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (jobs, queue) = mpsc::channel::<Job>();
         let (ready, started) = mpsc::channel();
         std::thread::spawn(move || {
@@ -55,7 +55,7 @@ impl Space {
     }
 
     /// Runs `work` on the thread.
-    pub fn run<T: Send + 'static>(
+    pub(crate) fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&tokio::runtime::Runtime) -> T + Send + 'static,
     ) -> T {
@@ -66,7 +66,7 @@ impl Space {
     }
 
     /// Runs a witness; answers what it prints.
-    pub fn sh(&self, line: &str) -> String {
+    pub(crate) fn sh(&self, line: &str) -> String {
         let line = line.to_owned();
         self.run(move |_| {
             let out = Command::new("sh").args(["-c", &line]).output().unwrap();
@@ -79,13 +79,13 @@ impl Space {
         })
     }
 
-    pub fn enter(&self) -> File {
+    pub(crate) fn enter(&self) -> File {
         File::open(&self.netns).unwrap()
     }
 }
 
 /// Runs `work` on a thread in the namespace of `file`.
-pub fn inside<T: Send + 'static>(
+pub(crate) fn inside<T: Send + 'static>(
     file: File,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> std::thread::JoinHandle<T> {
@@ -96,33 +96,33 @@ pub fn inside<T: Send + 'static>(
 }
 
 /// A host with a data plane.
-pub struct Host {
-    pub space: Space,
-    pub plane: DataPlane,
-    pub node: NetNode,
+pub(crate) struct Host {
+    pub(crate) space: Space,
+    pub(crate) plane: DataPlane,
+    pub(crate) node: NetNode,
 }
 
 impl Host {
-    pub fn number(&self) -> u8 {
+    pub(crate) fn number(&self) -> u8 {
         self.node.mesh.ipv4.octets()[3]
     }
 
     /// Its address on the wire.
-    pub fn wire(&self) -> Ipv4Addr {
+    pub(crate) fn wire(&self) -> Ipv4Addr {
         Ipv4Addr::new(192, 168, 77, self.number())
     }
 
-    pub fn wire6(&self) -> Ipv6Addr {
+    pub(crate) fn wire6(&self) -> Ipv6Addr {
         format!("fd77::{}", self.number()).parse().unwrap()
     }
 
-    pub fn apply(&self, view: &View) -> shoal_overlay_net::apply::Report {
+    pub(crate) fn apply(&self, view: &View) -> shoal_overlay_net::apply::Report {
         let (plane, view) = (self.plane.clone(), view.clone());
         self.space
             .run(move |runtime| runtime.block_on(plane.apply(&view)).unwrap())
     }
 
-    pub fn drops(&self, reason: &str) -> u64 {
+    pub(crate) fn drops(&self, reason: &str) -> u64 {
         let plane = self.plane.clone();
         let drops = self
             .space
@@ -131,7 +131,7 @@ impl Host {
     }
 
     /// Attaches a container with interfaces for `endpoints`.
-    pub fn attach(&self, name: u8, endpoints: &[Endpoint], state: &NetState) -> Container {
+    pub(crate) fn attach(&self, name: u8, endpoints: &[Endpoint], state: &NetState) -> Container {
         let space = Space::new();
         let id = ContainerId::from_bytes([name; 32]);
         let mut default = true;
@@ -161,31 +161,31 @@ impl Host {
         }
     }
 
-    pub fn detach(&self, container: &Container) {
+    pub(crate) fn detach(&self, container: &Container) {
         let (plane, id) = (self.plane.clone(), container.id);
         self.space
             .run(move |runtime| runtime.block_on(plane.detach(id)).unwrap());
     }
 }
 
-pub struct Container {
-    pub id: ContainerId,
-    pub space: Space,
-    pub endpoints: Vec<Endpoint>,
+pub(crate) struct Container {
+    pub(crate) id: ContainerId,
+    pub(crate) space: Space,
+    pub(crate) endpoints: Vec<Endpoint>,
 }
 
 impl Container {
-    pub fn ip(&self) -> IpAddr {
+    pub(crate) fn ip(&self) -> IpAddr {
         IpAddr::V4(self.endpoints[0].ipv4)
     }
 
-    pub fn ip6(&self) -> IpAddr {
+    pub(crate) fn ip6(&self) -> IpAddr {
         IpAddr::V6(self.endpoints[0].ipv6.unwrap())
     }
 
     /// Serves TCP and UDP at `port` for as long as the namespace is there: each client hears this name and its own
     /// address.
-    pub fn serve(&self, port: u16, name: &str) {
+    pub(crate) fn serve(&self, port: u16, name: &str) {
         let (ready, bound) = mpsc::channel();
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         let tcp = (name.to_owned(), ready.clone());
@@ -220,7 +220,11 @@ impl Container {
 }
 
 /// What a client hears: the server's name and the address that the server saw.
-pub fn ask(from: &Space, to: impl Into<IpAddr>, port: u16) -> Result<(String, IpAddr), String> {
+pub(crate) fn ask(
+    from: &Space,
+    to: impl Into<IpAddr>,
+    port: u16,
+) -> Result<(String, IpAddr), String> {
     let to = SocketAddr::new(to.into(), port);
     let heard = inside(from.enter(), move || {
         let mut stream =
@@ -236,7 +240,11 @@ pub fn ask(from: &Space, to: impl Into<IpAddr>, port: u16) -> Result<(String, Ip
 }
 
 /// The same over UDP.
-pub fn ask_udp(from: &Space, to: impl Into<IpAddr>, port: u16) -> Result<(String, IpAddr), String> {
+pub(crate) fn ask_udp(
+    from: &Space,
+    to: impl Into<IpAddr>,
+    port: u16,
+) -> Result<(String, IpAddr), String> {
     let to = SocketAddr::new(to.into(), port);
     let heard = inside(from.enter(), move || {
         let any: IpAddr = match to.ip() {
@@ -260,17 +268,17 @@ fn parse(text: &str) -> (String, IpAddr) {
 }
 
 /// A wire that every host and client is on.
-pub struct Wire(Space);
+pub(crate) struct Wire(Space);
 
 impl Wire {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let space = Space::new();
         space.sh("ip link add br0 type bridge && ip link set br0 up");
         Self(space)
     }
 
     /// Plugs a namespace in as `eth0` with the address number `last`.
-    pub fn plug(&self, space: &Space, last: u8) {
+    pub(crate) fn plug(&self, space: &Space, last: u8) {
         let (own, other) = (self.thread(), space);
         own.sh(&format!(
             "ip link add p{last} type veth peer name eth0 netns {} && ip link set p{last} master br0 up",
@@ -295,7 +303,7 @@ fn pin(netns: &Path) -> String {
 
 /// Two hosts, joined by a wire and by a device in place of WireGuard's: packets with any address pass it, as they do
 /// between two peers with the right keys.
-pub fn two_hosts() -> (Wire, [Host; 2]) {
+pub(crate) fn two_hosts() -> (Wire, [Host; 2]) {
     let wire = Wire::new();
     let hosts = [1, 2].map(|number| {
         let space = Space::new();
@@ -329,7 +337,7 @@ pub fn two_hosts() -> (Wire, [Host; 2]) {
     (wire, hosts)
 }
 
-pub fn node(number: u8) -> NetNode {
+pub(crate) fn node(number: u8) -> NetNode {
     NetNode {
         id: NodeId::from_bits(number.into()),
         name: format!("host-{number}"),
@@ -348,7 +356,7 @@ pub fn node(number: u8) -> NetNode {
 }
 
 /// Network `number` is 10.0.NUMBER.0/24.
-pub fn network(number: u8, internal: bool) -> NetNetwork {
+pub(crate) fn network(number: u8, internal: bool) -> NetNetwork {
     NetNetwork {
         id: NetworkId::from_bits(number.into()),
         name: format!("net-{number}"),
@@ -366,7 +374,7 @@ pub fn network(number: u8, internal: bool) -> NetNetwork {
 }
 
 /// An endpoint in network `number` on host `host`: the host's block is /28 number HOST.
-pub fn endpoint(number: u8, host: u8, place: u8) -> Endpoint {
+pub(crate) fn endpoint(number: u8, host: u8, place: u8) -> Endpoint {
     let last = host * 16 + place;
     Endpoint {
         network_id: NetworkId::from_bits(number.into()),
@@ -376,7 +384,7 @@ pub fn endpoint(number: u8, host: u8, place: u8) -> Endpoint {
     }
 }
 
-pub fn lease(number: u8, host: u8) -> NetLease {
+pub(crate) fn lease(number: u8, host: u8) -> NetLease {
     let block: Ipv4Net = format!("10.0.{number}.{}/28", host * 16).parse().unwrap();
     NetLease {
         network_id: NetworkId::from_bits(number.into()),
@@ -386,7 +394,7 @@ pub fn lease(number: u8, host: u8) -> NetLease {
 }
 
 /// Service `id` with a virtual address in network `number`, 10.0.NUMBER.(200 + ID).
-pub fn service(id: u8, number: u8, ports: Vec<PortConfig>) -> NetService {
+pub(crate) fn service(id: u8, number: u8, ports: Vec<PortConfig>) -> NetService {
     let network_id = NetworkId::from_bits(number.into());
     let last = 200 + id;
     NetService {
@@ -408,7 +416,7 @@ pub fn service(id: u8, number: u8, ports: Vec<PortConfig>) -> NetService {
     }
 }
 
-pub fn port(protocol: Protocol, published: u16, target: u16) -> PortConfig {
+pub(crate) fn port(protocol: Protocol, published: u16, target: u16) -> PortConfig {
     PortConfig {
         name: String::new(),
         protocol,
@@ -421,7 +429,7 @@ pub fn port(protocol: Protocol, published: u16, target: u16) -> PortConfig {
 }
 
 /// Task `id` of a service.
-pub fn task(id: u8, of: &NetService, host: u8, endpoints: &[Endpoint]) -> NetEndpoint {
+pub(crate) fn task(id: u8, of: &NetService, host: u8, endpoints: &[Endpoint]) -> NetEndpoint {
     NetEndpoint {
         id: EndpointId::Task(TaskId::from_bits(id.into())),
         node_id: NodeId::from_bits(host.into()),
@@ -433,7 +441,7 @@ pub fn task(id: u8, of: &NetService, host: u8, endpoints: &[Endpoint]) -> NetEnd
 }
 
 /// Both hosts, networks 1 and 2, and an internal one, 3.
-pub fn base_state() -> NetState {
+pub(crate) fn base_state() -> NetState {
     let mut state = NetState {
         version: Version(1),
         ..NetState::default()
@@ -450,7 +458,7 @@ pub fn base_state() -> NetState {
     state
 }
 
-pub fn view(state: &NetState) -> View {
+pub(crate) fn view(state: &NetState) -> View {
     View {
         state: std::sync::Arc::new(state.clone()),
         leased: true,
