@@ -298,8 +298,8 @@ fn by_key(
             let in_use = key == active;
             let entry = KeyPeer {
                 endpoint: peer.endpoint,
-                // The other key waits for the node to speak first.
-                keepalive_s: peer.keepalive_s.filter(|_| in_use).unwrap_or(0),
+                // By both: when both ends change their keys at the same time, neither is answered by the old one.
+                keepalive_s: peer.keepalive_s.unwrap_or(0),
                 allowed: if in_use {
                     peer.allowed.clone()
                 } else {

@@ -488,20 +488,24 @@ impl Engine {
         }
     }
 
+    /// Begins handshakes with a node by every key that it may use now: when both ends change theirs at the same time,
+    /// neither is answered by the old one.
     fn begin_handshake(&mut self, group: usize) {
-        let Some((tunnel, group)) = self.peers.active(group) else {
-            return;
-        };
-        let Some(endpoint) = group.endpoint else {
-            return;
-        };
-        group.tried = Some(Instant::now());
-        if let TunnResult::WriteToNetwork(message) = tunnel
-            .tunn
-            .format_handshake_initiation(&mut self.message, true)
-        {
-            group.tx_bytes += message.len() as u64;
-            answer_to(&self.udp, &mut self.drops, endpoint, message);
+        for number in self.peers.tunnels_of(group) {
+            let Some((tunnel, group)) = self.peers.both(number) else {
+                continue;
+            };
+            let Some(endpoint) = group.endpoint else {
+                return;
+            };
+            group.tried = Some(Instant::now());
+            if let TunnResult::WriteToNetwork(message) = tunnel
+                .tunn
+                .format_handshake_initiation(&mut self.message, true)
+            {
+                group.tx_bytes += message.len() as u64;
+                answer_to(&self.udp, &mut self.drops, endpoint, message);
+            }
         }
     }
 }

@@ -126,6 +126,12 @@ impl Peers {
         self.both(active)
     }
 
+    /// The tunnels to a node, the active one first.
+    pub(super) fn tunnels_of(&self, group: usize) -> impl Iterator<Item = usize> + use<> {
+        let group = self.groups.get(group).and_then(Option::as_ref);
+        group.map(Group::each).into_iter().flatten()
+    }
+
     /// All tunnels, active ones and others.
     pub(super) fn tunnel_numbers(&self) -> Vec<usize> {
         let groups = self.groups.iter().flatten();
