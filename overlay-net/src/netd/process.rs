@@ -56,12 +56,23 @@ pub fn main(args: &NetdArgs) -> Result<(), NetdMainError> {
     if let Err(errno) = nix::unistd::setsid() {
         tracing::trace!(%errno, "no session of its own");
     }
+    allow_many_files();
     let _lock = lock(&args.run_root)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(NetdMainError::Runtime)?;
     runtime.block_on(serve(&args.run_root))
+}
+
+/// Two sockets per container and one per question that is asked outside: more than a process usually may have.
+fn allow_many_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = raised {
+        tracing::warn!(%errno, "netd may have few files open");
+    }
 }
 
 fn lock(run_root: &Path) -> Result<Flock<File>, NetdMainError> {

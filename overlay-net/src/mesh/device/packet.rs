@@ -248,27 +248,38 @@ impl Layout {
 
 /// The one's complement sum of `bytes` as 16-bit words in the machine's byte order, on top of `start`. An odd last
 /// byte is padded with zero. The byte order does not matter as long as the result is stored in the same one.
+///
+/// Words of 64 bits are added with the carry going round: that is the same sum, as 2^16 - 1 divides 2^64 - 1. Four of
+/// them at a time do not wait for each other.
 pub(super) fn sum(bytes: &[u8], start: u64) -> u64 {
-    let mut lanes = [0u64; 4];
-    let mut chunks = bytes.chunks_exact(32);
-    for chunk in &mut chunks {
-        // Two halves of 32 bits per word of 64: no lane can overflow within the 64 KiB of a packet.
-        for (lane, word) in lanes.iter_mut().zip(chunk.chunks_exact(8)) {
-            let word = u64::from_ne_bytes([
-                word[0], word[1], word[2], word[3], word[4], word[5], word[6], word[7],
-            ]);
-            *lane += (word & 0xffff_ffff) + (word >> 32);
-        }
+    let mut lanes = [start, 0, 0, 0];
+    let (blocks, rest) = bytes.as_chunks::<32>();
+    for block in blocks {
+        let (words, _) = block.as_chunks::<8>();
+        lanes[0] = add(lanes[0], u64::from_ne_bytes(words[0]));
+        lanes[1] = add(lanes[1], u64::from_ne_bytes(words[1]));
+        lanes[2] = add(lanes[2], u64::from_ne_bytes(words[2]));
+        lanes[3] = add(lanes[3], u64::from_ne_bytes(words[3]));
     }
-    let mut total = start + lanes.iter().sum::<u64>();
-    let mut words = chunks.remainder().chunks_exact(2);
-    for word in &mut words {
-        total += u64::from(u16::from_ne_bytes([word[0], word[1]]));
+    let mut total = add(add(lanes[0], lanes[1]), add(lanes[2], lanes[3]));
+    let (words, rest) = rest.as_chunks::<8>();
+    for word in words {
+        total = add(total, u64::from_ne_bytes(*word));
     }
-    if let [last] = words.remainder() {
-        total += u64::from(u16::from_ne_bytes([*last, 0]));
+    if !rest.is_empty() {
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        total = add(total, u64::from_ne_bytes(last));
     }
     total
+}
+
+/// One's complement addition.
+#[inline]
+const fn add(left: u64, right: u64) -> u64 {
+    let (sum, carry) = left.overflowing_add(right);
+    // A sum that was carried is at most 2^64 - 2.
+    sum + carry as u64
 }
 
 /// A sum as 16 bits.
