@@ -36,7 +36,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "shoal-api",
-        &["shoal-engine", "shoal-transport", "shoal-model"],
+        &[
+            "shoal-engine",
+            "shoal-overlay-net",
+            "shoal-transport",
+            "shoal-model",
+        ],
     ),
 ];
 /// Crates that may use all others.
