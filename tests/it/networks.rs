@@ -171,6 +171,7 @@ fn names(test: &TestCluster) -> Vec<String> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one story, told step by step")]
 fn root_names_and_virtual_addresses_reach_tasks_on_every_host() {
     with_cluster(1, 2, async |test| {
         let made = test
@@ -401,6 +402,7 @@ fn root_networks_are_apart_and_internal_ones_have_no_way_out() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one story, told step by step")]
 fn root_containers_are_attached_by_name_with_address_and_aliases() {
     with_cluster(1, 1, async |test| {
         for line in [
@@ -569,6 +571,7 @@ async fn look_up_inside(test: &TestCluster, node: &str, container: &str) -> Stri
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one story, told step by step")]
 fn root_lost_host_leaves_names_and_ports_within_seconds() {
     with_cluster(3, 2, async |test| {
         test.shoal("manager1", "network create backend").await;

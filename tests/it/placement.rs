@@ -223,6 +223,7 @@ fn root_nodes_are_removed_when_down_or_by_force() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one story, told step by step")]
 fn root_leader_can_demote_itself_and_an_expired_token_is_refused() {
     with_hosts(3, 1, &[], async |test| {
         test.shoal("manager1", "init").await;

@@ -141,6 +141,7 @@ async fn as_user(test: &TestCluster, args: &[&str], input: &str) -> (bool, Strin
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one story, told step by step")]
 fn root_credentials_open_a_registry_for_pulls_and_for_the_nodes_of_a_service() {
     with_registry(Users::Basic, async |test, registry| {
         registry.push("team/secret", "1", &[]);

@@ -116,11 +116,7 @@ impl ConfigFile {
     }
 }
 
-/// Asks `docker-credential-NAME` for user and secret.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "credential helpers are programs that the user has named, and this is the client"
-)]
+/// Asks `docker-credential-NAME`, a program that the user has named, for user and secret.
 fn ask_helper(name: &str, server: &str) -> Result<Option<(String, String)>> {
     let program = format!("docker-credential-{name}");
     let failed = || CliError::io(format!("ask `{program}` for credentials"));

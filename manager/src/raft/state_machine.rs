@@ -291,10 +291,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
                 Ok(snapshot::current_path(&files.directory))
             })
             .await;
-        let path = written.map_err(|err| {
-            self.stop.set_failed_write("a snapshot", &err);
-            err
-        })?;
+        let path = written.inspect_err(|err| self.stop.set_failed_write("a snapshot", err))?;
         Ok(RaftSnapshot {
             meta: self.meta.clone(),
             snapshot: SnapshotFile { path },
