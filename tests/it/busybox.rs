@@ -3,9 +3,9 @@
 /// A root file system: Debian's static busybox under the names that tests use.
 pub(crate) fn busybox_root() -> Vec<u8> {
     const APPLETS: &[&str] = &[
-        "sh", "sleep", "true", "false", "cat", "echo", "ls", "id", "hostname", "wget", "httpd",
-        "nc", "ip", "ps", "kill", "touch", "rm", "mkdir", "mount", "dd", "sync", "env", "stat",
-        "grep", "head", "seq", "test", "ping", "trap", "chmod", "nslookup", "wc", "tail",
+        "sh", "sleep", "true", "false", "cat", "echo", "ls", "id", "hostname", "wget", "timeout",
+        "httpd", "nc", "ip", "ps", "kill", "touch", "rm", "mkdir", "mount", "dd", "sync", "env",
+        "stat", "grep", "head", "seq", "test", "ping", "trap", "chmod", "nslookup", "wc", "tail",
     ];
     let program = std::fs::read("/bin/busybox")
         .or_else(|_| std::fs::read("/usr/bin/busybox"))

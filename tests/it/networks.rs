@@ -106,14 +106,16 @@ async fn ask_in(
         }
     };
     let url = format!("http://{address}:{port}/cgi-bin/who");
-    let words = ["wget", "-T", "3", "-q", "-O", "-", &url];
+    let words = ["timeout", "3", "wget", "-q", "-O", "-", &url];
     parsed(&exec(test, node, container, &words).await?)
 }
 
 /// Asks from a host.
 async fn ask_from(test: &TestCluster, host: &str, place: &str) -> Result<Answer, String> {
     let url = format!("http://{place}/cgi-bin/who");
-    let words = ["busybox", "wget", "-T", "3", "-q", "-O", "-", &url];
+    let words = [
+        "busybox", "timeout", "3", "busybox", "wget", "-q", "-O", "-", &url,
+    ];
     let text = test.cluster().host(host).unwrap().run(words).await;
     parsed(&text.map_err(|error| error.to_string())?)
 }
