@@ -20,6 +20,14 @@ impl Backend {
         if options.choice == WireGuardChoice::Userspace {
             return Ok(userspace());
         }
+        // A device that netd holds must not be taken from it: it carries traffic while the daemon starts again.
+        if options.choice == WireGuardChoice::Auto
+            && KernelDevice::is_of_another_kind(name)
+                .await
+                .map_err(MeshError::kernel("make"))?
+        {
+            return Ok(userspace());
+        }
         match KernelDevice::open(name).await {
             Ok(device) => Ok(Self::Kernel(device)),
             Err(err) if err.is_absent() => match options.choice {

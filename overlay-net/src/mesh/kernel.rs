@@ -110,6 +110,14 @@ enum Change {
 }
 
 impl KernelDevice {
+    /// Whether there is a link of that name that is not the kernel's WireGuard: the userspace device's.
+    pub(super) async fn is_of_another_kind(name: &str) -> Result<bool, KernelError> {
+        let netlink = crate::local::connect().map_err(KernelError::Socket)?;
+        let found = crate::local::links::index_of(&netlink, name).await;
+        let there = matches!(found, Ok(Some(_)));
+        Ok(there && genetlink_call(name.to_owned(), read_device).await.is_err())
+    }
+
     /// Makes the link if it is not there. `is_absent` of the error says that there is no WireGuard.
     pub(super) async fn open(name: &str) -> Result<Self, KernelError> {
         let failed = |err| KernelError::Link {
