@@ -19,7 +19,9 @@ usage: cargo xtask COMMAND
 /// Debian packages that tests use as witnesses and peers, each with a program that tells whether it is there.
 const PACKAGES: &[(&str, &str)] = &[
     ("docker-registry", "docker-registry"),
+    ("bind9-dnsutils", "dig"),
     ("busybox-static", "busybox"),
+    ("curl", "curl"),
     ("runc", "runc"),
     ("crun", "crun"),
     ("nftables", "nft"),
