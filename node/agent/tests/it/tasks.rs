@@ -164,13 +164,6 @@ fn rejected() {
         });
         let reason = refusal(&runtime, &bad).await;
         assert!(reason.contains("app/UPPER"), "{reason}");
-        let mut ingress = task(&["sleep", "1"], |_| {});
-        ingress.ports = vec![port(8080, 0, PublishMode::Ingress)];
-        let reason = refusal(&runtime, &ingress).await;
-        assert!(
-            reason.contains("8080") && reason.contains("mode=host"),
-            "{reason}"
-        );
         // Nobody listens there: it may work later, so that is no rejection.
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let registry = closed.local_addr().unwrap();

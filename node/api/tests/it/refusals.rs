@@ -126,7 +126,7 @@ async fn bad_requests_get_clear_answers() {
             400,
             "at least one stream",
         ),
-        ("POST", "/networks/create", "{}", 501, "not supported yet"),
+        ("POST", "/networks/create", "{}", 400, "`Name`"),
         ("POST", "/build", "", 501, "not supported yet"),
         ("GET", "/images/search?term=a", "", 501, "not supported"),
         (
